@@ -275,11 +275,12 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
             if isinstance(model, dict):
                 for key in ("model", "checkpoint", "path"):
                     if isinstance(model.get(key), str):
-                        model[key] = _resolve_path(model[key], folder, key, model.get("kind"))
+                        model[key] = _resolve_path(model[key], folder, is_model=key == "model")
 
 
-def _resolve_path(value: str, folder: Path, key: str, kind: Any) -> str:
+def _resolve_path(value: str, folder: Path, *, is_model: bool) -> str:
     prefix = "local-dir:" if value.startswith("local-dir:") else ""
     path = value.removeprefix(prefix)
-    is_path = bool(prefix) or (key != "model" and "://" not in path) or path.startswith((".", "/", "~"))
+    # A bare model name may look like a relative path (`org/name`); it is one only if written as one.
+    is_path = bool(prefix) or path.startswith((".", "/", "~")) or not (is_model or "://" in path)
     return prefix + str((folder / Path(path).expanduser()).resolve()) if is_path else value

@@ -53,12 +53,14 @@ class Sample:
     """One record of a source shard: everything the tar says about a key, before the image is decoded.
 
     `captions` are the usable original captions, in the order of the recipe's caption fields, at most its bound.
+    `fields` are the texts of further JSON fields a captioner of kind `files` asks for, by field name;
     `modalities` maps a declared modality's name to its bytes. `drop` is set when the tar alone rules the sample out.
     """
 
     key: str
     image: bytes = b""
     captions: tuple[str, ...] = ()
+    fields: dict[str, tuple[str, ...]] = field(default_factory=dict)
     modalities: dict[str, bytes] = field(default_factory=dict)
     drop: Drop | None = None
 

@@ -1,0 +1,5 @@
+"""`python -m reinforce`."""
+
+from reinforce.cli import main
+
+main()

@@ -1,0 +1,137 @@
+"""The command line: arguments in, one call, an exit status out.
+
+0: all done. 1: finished with failed shards, which are listed. 2: a usage or configuration error, in one line.
+130: interrupted. `--help` imports neither torch nor ray nor Arrow.
+"""
+
+import errno
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Build, read and inspect reinforced distillation datasets for CLIP-style models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ShardUris = Annotated[
+    list[str],
+    typer.Option(
+        help="Source tars: a folder or prefix, a quoted brace pattern or glob, @list.txt; s3://, gs://, az://."
+    ),
+]
+Overrides = Annotated[list[str], typer.Option("--set", help="Override a recipe field: build.views.count=3.")]
+
+
+@app.command()
+def build(
+    shards: ShardUris,
+    output: Annotated[str, typer.Option(help="Where the dataset goes, or is already: a folder or a URI.")],
+    recipe: Annotated[str, typer.Option(help="A recipe's NAME (demo, cifar10, mobileclip, ...) or FILE.")],
+    more_shards: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    root: Annotated[str | None, typer.Option(help="The folder that shard names are relative to.")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    select: Annotated[str | None, typer.Option(help="A Parquet of (stem, key): only these samples.")] = None,
+    limit_shards: Annotated[int | None, typer.Option(min=1, help="Only the first N shards.")] = None,
+    limit_samples: Annotated[int | None, typer.Option(min=1, help="Only the first N keys of each shard.")] = None,
+    retry_failed: Annotated[bool, typer.Option(help="Only the shards that failed before.")] = False,
+) -> None:
+    """Run teachers and captioner over source shards once and store what they say. Run again to resume."""
+    with _one_line_errors():
+        from rich.console import Console
+
+        from reinforce import runners
+
+        summary = runners.build(
+            # A brace pattern that the shell expanded arrives as one option value and many arguments.
+            [*shards, *(more_shards or [])],
+            output,
+            recipe,
+            root=root,
+            overrides=overrides,
+            select=select,
+            limit_shards=limit_shards,
+            limit_samples=limit_samples,
+            retry_failed=retry_failed,
+            console=Console(stderr=True),
+        )
+        print(runners.describe(summary))
+        if summary.failed:
+            raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    dataset: Annotated[str, typer.Argument(metavar="URI", help="A reinforced dataset.")],
+    shards: Annotated[
+        list[str], typer.Option(help="Where the source is now, to show images and find missing shards.")
+    ] = [],  # noqa: B006
+    root: Annotated[str | None, typer.Option(help="The folder that shard names are relative to, if it moved.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Every figure, as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained contact sheet.")] = None,
+) -> None:
+    """Show what a dataset holds, what is missing, and whether it looks right."""
+    with _one_line_errors():
+        from rich.console import Console
+
+        from reinforce.inspection import report, stats
+
+        figures = stats.inspect_dataset(dataset, shards=shards, root=root)
+        if html is not None:
+            report.write_contact_sheet(dataset, html, figures, root=root)
+        if as_json:
+            print(json.dumps(figures.to_json(), indent=2, ensure_ascii=False))
+        else:
+            Console().print(stats.render_table(figures))
+            if html is not None:
+                print(f"contact sheet: {html}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the scenes and the dataset.")] = Path("demo"),
+    num_images: Annotated[int, typer.Option(min=8, help="Scenes to generate.")] = 3000,
+) -> None:
+    """Generate captioned scenes, reinforce them with small trained models, and inspect the result. Offline."""
+    with _one_line_errors():
+        from reinforce.demo.run import run_demo
+
+        raise typer.Exit(run_demo(output, num_images))
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turns every error a user can cause into one line on stderr and an exit status."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nreinforce: interrupted; run the same command again to resume", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except OSError as error:
+        print(f"reinforce: {_describe_os_error(error)}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except ValueError as error:
+        if not type(error).__module__.startswith("reinforce."):
+            raise
+        print(f"reinforce: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def _describe_os_error(error: OSError) -> str:
+    text = " ".join(str(error).split())
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{text}: free some space (temporary files go to TMPDIR), then run the same command again to resume"
+    return text
+
+
+def main() -> None:
+    """The entry point of the `reinforce` command."""
+    app()

@@ -1,0 +1,71 @@
+"""Image bytes to RGB, or a drop with its reason.
+
+Pillow decides what an image is; what the web does to images (EXIF rotation, CMYK, 16 bit, palettes, alpha) becomes
+8-bit RGB as open_clip's own preprocessing makes it. The pixel count is checked before anything is decoded.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from reinforce.sample import RGB, Drop, DropReason
+
+# Pillow's own limit is a process-wide setting that warns first; ours is the recipe's, checked on the header below.
+Image.MAX_IMAGE_PIXELS = None
+# Damaged EXIF and palette oddities are common on the web and harmless here.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+def decode(data: bytes, max_pixels: int) -> RGB | Drop:
+    """Decodes an image of any common format and mode to RGB, upright by its EXIF orientation.
+
+    Returns a `Drop` (`empty_image`, `not_an_image`, `too_many_pixels`, `corrupt_image`) instead of raising: one bad
+    image is a fact about the source, not an error. Alpha is discarded, as `Image.convert("RGB")` does.
+    """
+    if not data:
+        return Drop(DropReason.EMPTY_IMAGE, "zero bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        return Drop(DropReason.NOT_AN_IMAGE, f"begins with {data[:8].hex(' ')}")
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever a damaged header leads them to
+        return Drop(DropReason.CORRUPT_IMAGE, _describe(error))
+    width, height = image.size
+    if width * height > max_pixels:
+        return Drop(DropReason.TOO_MANY_PIXELS, f"{width}x{height}")
+    try:
+        image.load()
+        return np.asarray(_to_rgb(_upright(image)))
+    except MemoryError:
+        raise
+    except Exception as error:
+        return Drop(DropReason.CORRUPT_IMAGE, _describe(error))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # an unreadable EXIF block says nothing about the orientation
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        # Pillow clips 16-bit grey to 255 instead of scaling it.
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+        image = Image.fromarray(grey.astype(np.uint8))
+    elif image.mode == "P":
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _describe(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,144 @@
+"""What a build will write and what decides its content: the documents and fingerprints of every file.
+
+A fingerprint covers what changes the bytes and nothing else: never a path, a hub name, a URI, a worker, a thread or a
+batch size. So a dataset moved, or a teacher fetched from elsewhere, is still the same.
+"""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any, cast
+
+from reinforce.captioners import Captioner
+from reinforce.config import BuildConfig, ConfigError
+from reinforce.selection import Selection
+from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, create_or_compare
+from reinforce.shards.schema import FORMAT_VERSION, Signal, caption_column, fingerprint, view_column
+from reinforce.storage import Store
+from reinforce.teachers import Teacher
+
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class SignalPlan:
+    """One signal of a build: who computes it, what decides its content, its columns."""
+
+    signal: Signal
+    model: Teacher | Captioner
+    content: dict[str, Any]
+    columns: tuple[str, ...]
+
+    @property
+    def teacher(self) -> Teacher:
+        assert self.signal.kind != "captions"
+        return cast(Teacher, self.model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.content)
+
+    def document(self) -> dict[str, Any]:
+        """The content of `signal.json`."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "signal": self.signal.folder,
+            "fingerprint": self.fingerprint,
+            "content": self.content,
+            "columns": list(self.columns),
+            "model": self.model.describe(),
+        }
+
+
+class BuildPlan:
+    """A recipe with its models loaded: every signal the build is to write."""
+
+    def __init__(
+        self,
+        config: BuildConfig,
+        teachers: Sequence[Teacher],
+        captioners: Sequence[Captioner],
+        *,
+        selection: Selection | None = None,
+        limit_samples: int | None = None,
+    ) -> None:
+        if not teachers and not captioners:
+            raise ConfigError("build.teachers: empty; a build needs at least one teacher or captioner")
+        self.config = config
+        self.policy = config.views.policy()
+        self.num_views = config.views.count + 1
+        self.teachers = tuple(teachers)
+        self.captioners = tuple(captioners)
+        self.selection = selection
+        self.limit_samples = limit_samples
+
+    @cached_property
+    def spine_content(self) -> dict[str, Any]:
+        """What decides the spine: the seed, the source options, and what was selected."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "seed": self.config.seed,
+            "source": self.config.source.model_dump(mode="json"),
+            "selection_sha256": self.selection.sha256 if self.selection else None,
+            "limit_samples": self.limit_samples,
+        }
+
+    @cached_property
+    def spine_fingerprint(self) -> str:
+        return fingerprint(self.spine_content)
+
+    @cached_property
+    def signals(self) -> dict[Signal, SignalPlan]:
+        """Every signal of the recipe, captions before the embeddings made from them."""
+        plans = [self._captions(captioner) for captioner in self.captioners]
+        captions = {plan.signal.model: plan for plan in plans}
+        for teacher in self.teachers:
+            plans.append(self._image(teacher))
+            if self.config.source.max_captions:
+                plans.append(self._text(teacher, ORIGINAL, self.spine_fingerprint, self.config.source.max_captions))
+            for captioner in self.captioners:
+                source = captions[captioner.name].fingerprint
+                plans.append(self._text(teacher, captioner.name, source, captioner.num_captions))
+        return {plan.signal: plan for plan in plans}
+
+    def record(self, output: Store, source_root: str) -> None:
+        """Creates `dataset.json` and each `signal.json`, or compares; raises `DatasetMismatchError`."""
+        document = {
+            "format_version": FORMAT_VERSION,
+            "spine_fingerprint": self.spine_fingerprint,
+            "spine": self.spine_content,
+            "view_policy": self.policy.model_dump(mode="json"),
+            "source_root": source_root,
+            "created_with": software(),
+        }
+        create_or_compare(output, DATASET_FILE, document, ["format_version", "spine", "view_policy"])
+        for plan in self.signals.values():
+            compared = ["format_version", "content", "columns"]
+            create_or_compare(output, f"{plan.signal.folder}/{SIGNAL_FILE}", plan.document(), compared)
+
+    def _captions(self, captioner: Captioner) -> SignalPlan:
+        content = {"spine": self.spine_fingerprint, **captioner.content()}
+        return SignalPlan(Signal("captions", captioner.name), captioner, content, ("captions",))
+
+    def _image(self, teacher: Teacher) -> SignalPlan:
+        content = {
+            "spine": self.spine_fingerprint,
+            "view_policy": self.policy.model_dump(mode="json"),
+            "num_views": self.num_views,
+            **teacher.image_content(),
+        }
+        columns = tuple(view_column(view) for view in range(self.num_views))
+        return SignalPlan(Signal("image", teacher.name), teacher, content, columns)
+
+    def _text(self, teacher: Teacher, source: str, source_fingerprint: str, num_captions: int) -> SignalPlan:
+        content = {"captions": source_fingerprint, "num_captions": num_captions, **teacher.text_content()}
+        columns = tuple(caption_column(caption) for caption in range(num_captions))
+        return SignalPlan(Signal("text", teacher.name, source), teacher, content, columns)
+
+
+def software() -> dict[str, str]:
+    """Versions of what a dataset's bytes depend on."""
+    packages = ("reinforce-datasets", "numpy", "Pillow", "pyarrow", "torch", "open_clip_torch", "transformers")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

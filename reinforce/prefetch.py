@@ -1,0 +1,260 @@
+"""The CPU half of a build: fetch, index, decode and render ahead of the models, across the ends of shards.
+
+One thread fetches the next shard, one feeds a pool with the samples of the current ones in order, and the pool
+decodes and renders. At most `depth` samples exist between a tar and the models, whatever the size of a shard.
+"""
+
+import hashlib
+import queue
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from reinforce.decode import decode
+from reinforce.plan import BuildPlan, SignalPlan
+from reinforce.sample import Drop, Sample
+from reinforce.shards.reader import ShardFile
+from reinforce.shards.schema import spine_file
+from reinforce.shards.source import ShardError, SourceShard
+from reinforce.storage import ShardRef, Store
+from reinforce.views.draw import draw, view_seed
+from reinforce.views.render import render
+
+
+class StageTimes:
+    """Seconds spent by stage, added up over threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[stage] += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One source shard and what is missing of it in the dataset."""
+
+    shard: ShardRef
+    missing: tuple[SignalPlan, ...]
+    needs_spine: bool
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the tar is needed, or the captions already stored are enough."""
+        return self.needs_spine or any(plan.signal.kind != "text" for plan in self.missing)
+
+
+@dataclass(frozen=True)
+class PreparedSample:
+    """A sample on its way to the models: its image rendered, or dropped.
+
+    `views[size]` has the clean view first, then the augmented ones where a teacher of that size asks for them.
+    """
+
+    sample: Sample
+    view_seed: int
+    drop: Drop | None = None
+    width: int | None = None
+    height: int | None = None
+    sha256: bytes | None = None
+    views: dict[int, UInt8[np.ndarray, "views size size 3"]] = field(default_factory=dict)
+
+
+class PreparedShard:
+    """A shard whose samples arrive from the pool in order. Always exhaust or `close` it: its slots are shared."""
+
+    def __init__(self, task: ShardTask, slots: threading.Semaphore) -> None:
+        self.task = task
+        self.counts: Counter[str] = Counter()
+        self.source_sha256 = ""
+        self.is_cancelled = False
+        self._slots = slots
+        self._arrivals: queue.SimpleQueue[Future[PreparedSample] | BaseException | None] = queue.SimpleQueue()
+        self._is_exhausted = False
+
+    @property
+    def stem(self) -> str:
+        return self.task.shard.stem
+
+    def samples(self) -> Iterator[PreparedSample]:
+        """Every sample of the shard, in order. Raises what went wrong while fetching or preparing it."""
+        while (arrival := self._next()) is not None:
+            yield arrival.result()
+
+    def close(self) -> None:
+        """Gives back what has been prepared and will not be used."""
+        self.is_cancelled = True
+        try:
+            while self._next() is not None:
+                pass
+        except BaseException:
+            pass  # the shard is given up already
+
+    def _next(self) -> "Future[PreparedSample] | None":
+        if self._is_exhausted:
+            return None
+        arrival = self._arrivals.get()
+        if isinstance(arrival, Future):
+            self._slots.release()
+            return arrival
+        self._is_exhausted = True
+        if arrival is not None:
+            raise arrival
+        return None
+
+
+class Prefetcher:
+    """Prepares shards ahead of the models. Use as a context manager: leaving it stops the threads."""
+
+    def __init__(self, plan: BuildPlan, output: Store, *, spool: Path, workers: int, times: StageTimes) -> None:
+        self.plan = plan
+        self.output = output
+        self.spool = spool
+        self.times = times
+        # Two batches: one at the models, one ready for them.
+        self._slots = threading.Semaphore(2 * plan.config.batch_size + workers)
+        self._pool = ThreadPoolExecutor(workers, "prepare", initializer=torch.set_num_threads, initargs=(1,))
+        self._fetcher = ThreadPoolExecutor(1, "fetch")
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._fetcher.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def shards(self, tasks: Iterable[ShardTask]) -> Iterator[PreparedShard]:
+        """The shards of `tasks` in order, each as soon as its turn comes."""
+        ready: queue.SimpleQueue[PreparedShard | None] = queue.SimpleQueue()
+        threading.Thread(target=self._feed_all, args=(list(tasks), ready), name="feed", daemon=True).start()
+        while (shard := ready.get()) is not None:
+            yield shard
+
+    def _feed_all(self, tasks: list[ShardTask], ready: "queue.SimpleQueue[PreparedShard | None]") -> None:
+        fetched = self._fetch_ahead(tasks[0]) if tasks else None
+        for index, task in enumerate(tasks):
+            current, fetched = fetched, None
+            shard = PreparedShard(task, self._slots)
+            ready.put(shard)
+            try:
+                path = current.result() if current is not None else None
+                if index + 1 < len(tasks):
+                    fetched = self._fetch_ahead(tasks[index + 1])
+                self._feed(shard, path)
+                shard._arrivals.put(None)
+            except BaseException as error:  # handed to the consumer, whose shard it is
+                shard._arrivals.put(error)
+                if fetched is None and index + 1 < len(tasks) and not self._stop.is_set():
+                    fetched = self._fetch_ahead(tasks[index + 1])
+            if self._stop.is_set():
+                break
+        ready.put(None)
+
+    def _fetch_ahead(self, task: ShardTask) -> "Future[Path] | None":
+        return self._fetcher.submit(self._fetch, task) if task.needs_source else None
+
+    def _fetch(self, task: ShardTask) -> Path:
+        path = self.spool / f"{hashlib.sha256(task.shard.stem.encode()).hexdigest()[:16]}.tar"
+        with self.times.measure("fetch"):
+            task.shard.store.download(task.shard.path, path, size=task.shard.size)
+        return path
+
+    def _feed(self, shard: PreparedShard, path: Path | None) -> None:
+        spine = None if shard.task.needs_spine else ShardFile(self.output, spine_file(shard.stem))
+        if path is None:
+            assert spine is not None
+            self._feed_stored(shard, spine)
+            return
+        try:
+            with path.open("rb") as file:
+                shard.source_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            if spine is not None and shard.source_sha256 != spine.footer["source_sha256"]:
+                raise ShardError("has changed since its spine was written; restore it, or build to another --output")
+            self._feed_source(shard, path, spine)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _feed_stored(self, shard: PreparedShard, spine: ShardFile) -> None:
+        shard.source_sha256 = spine.footer["source_sha256"]
+        for row in spine.read(["key", "captions", "view_seed", "drop_reason"]).to_pylist():
+            if row["drop_reason"] is None:
+                sample = Sample(row["key"], captions=tuple(row["captions"]))
+                self._submit(shard, PreparedSample, sample, row["view_seed"])
+
+    def _feed_source(self, shard: PreparedShard, path: Path, spine: ShardFile | None) -> None:
+        source = SourceShard(path, self.plan.config.source)
+        shard.counts = source.counts
+        sizes = _views_by_size(shard.task.missing, self.plan.num_views)
+        kept = _kept_keys(spine) if spine is not None else None
+        fields = tuple(sorted({field for plan in shard.task.missing if (field := _field_of(plan))}))
+        selected = self.plan.selection.keys(shard.stem) if self.plan.selection else None
+        for sample in source.samples(selected=selected, limit=self.plan.limit_samples, extra_fields=fields):
+            if kept is None or (sample.drop is None and sample.key in kept):
+                self._submit(shard, self._prepare, sample, sizes, kept is not None)
+            if self._stop.is_set() or shard.is_cancelled:
+                return
+
+    def _submit(self, shard: PreparedShard, prepare: Callable[..., PreparedSample], *args: Any) -> None:
+        while not self._slots.acquire(timeout=0.5):
+            if self._stop.is_set():
+                raise RuntimeError("stopped")
+        shard._arrivals.put(self._pool.submit(prepare, *args))
+
+    def _prepare(self, sample: Sample, sizes: dict[int, int], must_decode: bool) -> PreparedSample:
+        seed = view_seed(self.plan.config.seed, sample.key)
+        if sample.drop is not None:
+            return PreparedSample(sample, seed, sample.drop)
+        with self.times.measure("decode"):
+            image = decode(sample.image, self.plan.config.source.max_pixels)
+            sha256 = hashlib.sha256(sample.image).digest()
+        bare = Sample(sample.key, captions=sample.captions, fields=sample.fields, modalities=sample.modalities)
+        if isinstance(image, Drop):
+            if must_decode:
+                raise ShardError(f"sample {sample.key} was kept by the spine and does not decode now ({image.detail})")
+            return PreparedSample(bare, seed, image, sha256=sha256)
+        height, width, _ = image.shape
+        with self.times.measure("render"):
+            num_views = max(sizes.values(), default=0)
+            drawn = [draw(self.plan.policy, seed, index, width, height) for index in range(num_views)]
+            views = {size: np.stack([render(image, view, size) for view in drawn[:n]]) for size, n in sizes.items()}
+        return PreparedSample(bare, seed, None, width, height, sha256, views)
+
+
+def _views_by_size(missing: tuple[SignalPlan, ...], num_views: int) -> dict[int, int]:
+    """How many views are needed at each size: all for a teacher's images, the clean one for a captioner."""
+    sizes: dict[int, int] = {}
+    for plan in missing:
+        size = plan.model.image_size
+        if plan.signal.kind != "text" and size is not None:
+            sizes[size] = max(sizes.get(size, 0), num_views if plan.signal.kind == "image" else 1)
+    return sizes
+
+
+def _kept_keys(spine: ShardFile) -> frozenset[str]:
+    rows = spine.read(["key", "drop_reason"]).to_pylist()
+    return frozenset(row["key"] for row in rows if row["drop_reason"] is None)
+
+
+def _field_of(plan: SignalPlan) -> str | None:
+    """The caption field of the source that a captioner of kind `files` reads, if it is missing."""
+    return getattr(plan.model, "field", None) if plan.signal.kind == "captions" else None

@@ -1,0 +1,150 @@
+"""What a run shows and what it leaves behind: a live table on a terminal, plain lines elsewhere, `runs/` always."""
+
+import json
+import os
+import platform
+import secrets
+import time
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from reinforce.builder import ShardReport
+from reinforce.plan import software
+from reinforce.prefetch import StageTimes
+from reinforce.storage import Store
+
+_PLAIN_INTERVAL_S = 10.0
+_PART_INTERVAL_S = 60.0
+_STAGES = ("fetch", "decode", "render", "captioner", "teachers", "write")
+
+
+class Progress:
+    """Counts a run's work and shows it. Use as a context manager."""
+
+    def __init__(self, num_shards: int, num_bytes: int, times: StageTimes, console: Console) -> None:
+        self.times = times
+        self.console = console
+        self.num_shards, self.num_bytes = num_shards, num_bytes
+        self.done_shards = self.done_bytes = self.num_failed = 0
+        self.total = ShardReport("")
+        self._current = ShardReport("")
+        self._start = self._last_line = time.monotonic()
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._start
+
+    def batch(self, report: ShardReport) -> None:
+        """Notes the growing report of the shard at hand."""
+        self._current = report
+        self._show()
+
+    def shard(self, report: ShardReport, num_bytes: int) -> None:
+        """Notes a finished shard."""
+        self.total.add(report)
+        self._current = ShardReport("")
+        self.done_shards += 1
+        self.done_bytes += num_bytes
+        self._show()
+
+    def failed(self) -> None:
+        self._current = ShardReport("")
+        self.num_failed += 1
+        self._show()
+
+    def line(self, text: str) -> None:
+        """A message of its own, above the table."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _show(self) -> None:
+        if self._live:
+            self._live.update(self._table())
+        elif time.monotonic() - self._last_line >= _PLAIN_INTERVAL_S:
+            self._last_line = time.monotonic()
+            self.line(", ".join(f"{name} {value}" for name, value in self._figures().items() if value))
+
+    def _table(self) -> Table:
+        table = Table(show_header=False, box=None)
+        for name, value in self._figures().items():
+            if value:
+                table.add_row(name, value)
+        return table
+
+    def _figures(self) -> dict[str, str]:
+        samples = self.total.num_samples + self._current.num_samples
+        views = self.total.num_views + self._current.num_views
+        elapsed_s = max(self.elapsed_s, 1e-9)
+        eta_s = elapsed_s * (self.num_bytes - self.done_bytes) / self.done_bytes if self.done_bytes else None
+        return {
+            "shards": f"{self.done_shards}/{self.num_shards}"
+            + (f" ({self.num_failed} failed)" * bool(self.num_failed)),
+            "samples": f"{samples:,} ({samples / elapsed_s:,.0f}/s)",
+            "views": f"{views:,} ({views / elapsed_s:,.0f}/s)",
+            "left": "" if eta_s is None else format_seconds(eta_s),
+            "drops": format_counts(self.total.drops + self._current.drops),
+            "time": format_stages(self.times),
+        }
+
+
+class RunLog:
+    """Writes `runs/<run>/<part>.jsonl`: one object of events every minute and at the end."""
+
+    def __init__(self, output: Store) -> None:
+        self.run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+        self._output = output
+        self._events: list[dict[str, Any]] = []
+        self._num_parts = 0
+        self._last_part = time.monotonic()
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Notes what happened; published within a minute and at `flush`."""
+        self._events.append({"event": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **fields})
+        if time.monotonic() - self._last_part >= _PART_INTERVAL_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Publishes what has been noted since the last part."""
+        if self._events:
+            text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in self._events)
+            self._output.put_if_absent(f"runs/{self.run}/{self._num_parts:05d}.jsonl", text.encode())
+            self._events.clear()
+            self._num_parts += 1
+        self._last_part = time.monotonic()
+
+
+def hardware() -> dict[str, Any]:
+    """What the run ran on and with."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    machine = {"machine": platform.machine(), "num_cpus": os.cpu_count(), "gpus": gpus}
+    return {"hardware": machine, "software": software()}
+
+
+def format_counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in sorted((+counts).items()))
+
+
+def format_stages(times: StageTimes) -> str:
+    """The time split: busy seconds of every stage (CPU stages overlap the models, so they may add up to more)."""
+    return ", ".join(f"{stage} {times.seconds[stage]:.0f} s" for stage in _STAGES if times.seconds[stage] >= 0.5)
+
+
+def format_seconds(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

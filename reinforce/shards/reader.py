@@ -1,0 +1,84 @@
+"""Reads the files of a reinforced dataset: footers, columns, and rows joined by checked key.
+
+The mirror image of `writer.py`. Page checksums are verified on every read; a file of another format version is refused.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float16
+
+from reinforce.shards.schema import FOOTER_KEY, FORMAT_VERSION
+from reinforce.storage import Store
+
+
+class FormatError(ValueError):
+    """A file that is not what the format says it should be, in one line that names it."""
+
+
+class ShardFile:
+    """One Parquet file of a dataset, opened: its footer at once, its columns on request."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        self.path = f"{store.uri.rstrip('/')}/{path}"
+        try:
+            self._file = pq.ParquetFile(store.open_input(path), page_checksum_verification=True, pre_buffer=False)
+            self.footer = _read_footer(self._file)
+        except (pa.ArrowInvalid, KeyError, ValueError) as error:
+            raise FormatError(f"{self.path}: not a file of this format ({_one_line(error)})") from None
+        if self.footer.get("format_version") != FORMAT_VERSION:
+            version = self.footer.get("format_version")
+            raise FormatError(f"{self.path}: format version {version}; this software reads version {FORMAT_VERSION}")
+
+    @property
+    def num_rows(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self._file.schema_arrow.names)
+
+    @property
+    def num_bytes(self) -> dict[str, int]:
+        """Compressed bytes by top-level column."""
+        sizes = dict.fromkeys(self.columns, 0)
+        metadata = self._file.metadata
+        for group in range(metadata.num_row_groups):
+            for index in range(metadata.num_columns):
+                column = metadata.row_group(group).column(index)
+                sizes[column.path_in_schema.split(".")[0]] += column.total_compressed_size
+        return sizes
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """Columns as an Arrow table; raises `FormatError` for a missing column or a damaged page."""
+        missing = set(columns or ()) - set(self.columns)
+        if missing:
+            raise FormatError(f"{self.path}: no column {sorted(missing)[0]}; it has {', '.join(self.columns)}")
+        try:
+            return self._file.read(columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise FormatError(f"{self.path}: damaged ({_one_line(error)})") from None
+
+
+def to_numpy(column: pa.ChunkedArray) -> Float16[np.ndarray, "rows dim"]:
+    """An embedding column as a matrix; nulls become rows of NaN."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    dim = array.type.list_size
+    # `.flatten()` would drop the null rows and shift all that follow.
+    values = array.values.to_numpy().reshape(-1, dim)[array.offset : array.offset + len(array)]
+    is_null = array.is_null().to_numpy(zero_copy_only=False)
+    return np.where(is_null[:, None], np.float16(np.nan), values) if is_null.any() else values
+
+
+def _read_footer(file: pq.ParquetFile) -> dict[str, Any]:
+    footer = json.loads(file.metadata.metadata[FOOTER_KEY])
+    if not isinstance(footer, dict):
+        raise ValueError("its footer is no JSON object")
+    return footer
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
