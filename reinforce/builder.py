@@ -291,7 +291,8 @@ def _stored_captions(shard: PreparedShard, plan: BuildPlan, output: Store) -> di
     for name in sorted(needed):
         signal = Signal("captions", name)
         if signal not in missing:
-            table = ShardFile(output, signal.file(shard.stem)).read()
+            with ShardFile(output, signal.file(shard.stem)) as file:
+                table = file.read()
             rows = zip(table.column("key").to_pylist(), table.column("captions").to_pylist(), strict=True)
             stored[name] = {key: texts or [] for key, texts in rows}
     return stored

@@ -78,6 +78,20 @@ class PreparedSample:
     views: dict[int, UInt8[np.ndarray, "views size size 3"]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _StoredSpine:
+    """The spine of an earlier build: the tar it was made from, and its kept rows by key."""
+
+    source_sha256: str
+    kept: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, output: Store, stem: str) -> "_StoredSpine":
+        with ShardFile(output, spine_file(stem)) as file:
+            rows = file.read(["key", "captions", "view_seed", "drop_reason"]).to_pylist()
+            return cls(file.footer["source_sha256"], {row["key"]: row for row in rows if row["drop_reason"] is None})
+
+
 class PreparedShard:
     """A shard whose samples arrive from the pool in order. Always exhaust or `close` it: its slots are shared."""
 
@@ -180,7 +194,7 @@ class Prefetcher:
         return path
 
     def _feed(self, shard: PreparedShard, path: Path | None) -> None:
-        spine = None if shard.task.needs_spine else ShardFile(self.output, spine_file(shard.stem))
+        spine = None if shard.task.needs_spine else _StoredSpine.read(self.output, shard.stem)
         if path is None:
             assert spine is not None
             self._feed_stored(shard, spine)
@@ -188,29 +202,26 @@ class Prefetcher:
         try:
             with path.open("rb") as file:
                 shard.source_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            if spine is not None and shard.source_sha256 != spine.footer["source_sha256"]:
+            if spine is not None and shard.source_sha256 != spine.source_sha256:
                 raise ShardError("has changed since its spine was written; restore it, or build to another --output")
             self._feed_source(shard, path, spine)
         finally:
             path.unlink(missing_ok=True)
 
-    def _feed_stored(self, shard: PreparedShard, spine: ShardFile) -> None:
-        shard.source_sha256 = spine.footer["source_sha256"]
-        for row in spine.read(["key", "captions", "view_seed", "drop_reason"]).to_pylist():
-            if row["drop_reason"] is None:
-                sample = Sample(row["key"], captions=tuple(row["captions"]))
-                self._submit(shard, PreparedSample, sample, row["view_seed"])
+    def _feed_stored(self, shard: PreparedShard, spine: _StoredSpine) -> None:
+        shard.source_sha256 = spine.source_sha256
+        for key, row in spine.kept.items():
+            self._submit(shard, PreparedSample, Sample(key, captions=tuple(row["captions"])), row["view_seed"])
 
-    def _feed_source(self, shard: PreparedShard, path: Path, spine: ShardFile | None) -> None:
+    def _feed_source(self, shard: PreparedShard, path: Path, spine: _StoredSpine | None) -> None:
         source = SourceShard(path, self.plan.config.source)
         shard.counts = source.counts
         sizes = _views_by_size(shard.task.missing, self.plan.num_views)
-        kept = _kept_keys(spine) if spine is not None else None
         fields = tuple(sorted({field for plan in shard.task.missing if (field := _field_of(plan))}))
         selected = self.plan.selection.keys(shard.stem) if self.plan.selection else None
         for sample in source.samples(selected=selected, limit=self.plan.limit_samples, extra_fields=fields):
-            if kept is None or (sample.drop is None and sample.key in kept):
-                self._submit(shard, self._prepare, sample, sizes, kept is not None)
+            if spine is None or (sample.drop is None and sample.key in spine.kept):
+                self._submit(shard, self._prepare, sample, sizes, spine is not None)
             if self._stop.is_set() or shard.is_cancelled:
                 return
 
@@ -248,11 +259,6 @@ def _views_by_size(missing: tuple[SignalPlan, ...], num_views: int) -> dict[int,
         if plan.signal.kind != "text" and size is not None:
             sizes[size] = max(sizes.get(size, 0), num_views if plan.signal.kind == "image" else 1)
     return sizes
-
-
-def _kept_keys(spine: ShardFile) -> frozenset[str]:
-    rows = spine.read(["key", "drop_reason"]).to_pylist()
-    return frozenset(row["key"] for row in rows if row["drop_reason"] is None)
 
 
 def _field_of(plan: SignalPlan) -> str | None:

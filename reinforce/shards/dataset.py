@@ -47,7 +47,7 @@ def open_dataset(uri: str) -> "Dataset":
         raise FormatError(f"{store.uri}: not a reinforced dataset (it has no {DATASET_FILE})")
     if document.get("format_version") != FORMAT_VERSION:
         version = document.get("format_version")
-        raise FormatError(f"{store.uri}: format version {version}; this software reads version {FORMAT_VERSION}")
+        raise FormatError(f"{store.uri}: format version {version}; this software reads {FORMAT_VERSION}")
     return Dataset(store, document)
 
 
@@ -95,11 +95,13 @@ class Dataset:
 
     def spine(self, stem: str) -> pa.Table:
         """Every source sample of a shard, dropped ones too, in source order."""
-        return self.open_spine(stem).read()
+        with self.open_spine(stem) as file:
+            return file.read()
 
     def table(self, signal: Signal | str, stem: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A signal's rows, one for each kept sample, in spine order; only `columns` (and never the rest) are read."""
-        return self.open(signal, stem).read(list(columns) if columns is not None else None)
+        with self.open(signal, stem) as file:
+            return file.read(list(columns) if columns is not None else None)
 
     def numpy(self, signal: Signal | str, stem: str, column: str) -> Float16[np.ndarray, "rows dim"]:
         """One embedding column as a matrix; a value that does not exist is a row of NaN."""
@@ -146,9 +148,9 @@ def read_document(store: Store, path: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        raise FormatError(f"{store.uri}/{path}: not JSON") from None
+        raise FormatError(f"{store.uri_of(path)}: not JSON") from None
     if not isinstance(document, dict):
-        raise FormatError(f"{store.uri}/{path}: not a JSON object")
+        raise FormatError(f"{store.uri_of(path)}: not a JSON object")
     return document
 
 
@@ -167,7 +169,7 @@ def create_or_compare(store: Store, path: str, document: dict[str, Any], compare
     ]
     if differences:
         raise DatasetMismatchError(
-            f"{store.uri.rstrip('/')}/{path} was made differently: {'; '.join(differences)}. "
+            f"{store.uri_of(path)} was made differently: {'; '.join(differences)}. "
             "Use the same recipe, another name in the recipe, or another --output"
         )
 

@@ -4,7 +4,7 @@ The mirror image of `writer.py`. Page checksums are verified on every read; a fi
 """
 
 import json
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float16
 
 from reinforce.shards.schema import FOOTER_KEY, FORMAT_VERSION
-from reinforce.storage import Store
+from reinforce.storage import StorageError, Store
 
 
 class FormatError(ValueError):
@@ -20,18 +20,28 @@ class FormatError(ValueError):
 
 
 class ShardFile:
-    """One Parquet file of a dataset, opened: its footer at once, its columns on request."""
+    """One Parquet file of a dataset, opened: its footer at once, its columns on request. A context manager."""
 
     def __init__(self, store: Store, path: str) -> None:
-        self.path = f"{store.uri.rstrip('/')}/{path}"
+        self.path = store.uri_of(path)
+        self._input = store.open_input(path)
         try:
-            self._file = pq.ParquetFile(store.open_input(path), page_checksum_verification=True, pre_buffer=False)
+            self._file = pq.ParquetFile(self._input, page_checksum_verification=True, pre_buffer=False)
             self.footer = _read_footer(self._file)
-        except (pa.ArrowInvalid, KeyError, ValueError) as error:
-            raise FormatError(f"{self.path}: not a file of this format ({_one_line(error)})") from None
-        if self.footer.get("format_version") != FORMAT_VERSION:
             version = self.footer.get("format_version")
-            raise FormatError(f"{self.path}: format version {version}; this software reads version {FORMAT_VERSION}")
+            if version != FORMAT_VERSION:
+                raise FormatError(f"{self.path}: format version {version}; this software reads {FORMAT_VERSION}")
+        except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+            self._input.close()
+            if isinstance(error, FormatError | StorageError):
+                raise
+            raise FormatError(f"{self.path}: not a file of this format ({_one_line(error)})") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._input.close()
 
     @property
     def num_rows(self) -> int:
@@ -59,7 +69,9 @@ class ShardFile:
             raise FormatError(f"{self.path}: no column {sorted(missing)[0]}; it has {', '.join(self.columns)}")
         try:
             return self._file.read(columns)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, StorageError):
+                raise
             raise FormatError(f"{self.path}: damaged ({_one_line(error)})") from None
 
 
@@ -67,10 +79,12 @@ def to_numpy(column: pa.ChunkedArray) -> Float16[np.ndarray, "rows dim"]:
     """An embedding column as a matrix; nulls become rows of NaN."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     dim = array.type.list_size
-    # `.flatten()` would drop the null rows and shift all that follow.
-    values = array.values.to_numpy().reshape(-1, dim)[array.offset : array.offset + len(array)]
+    # `.flatten()` would drop the null rows and shift all that follow; `.values` keeps their place, as nulls again, which
+    # is why the buffer is read as it is.
+    values = np.frombuffer(array.values.buffers()[1], np.float16)[array.values.offset :]
+    rows = values[: len(array.values)].reshape(-1, dim)[array.offset : array.offset + len(array)]
     is_null = array.is_null().to_numpy(zero_copy_only=False)
-    return np.where(is_null[:, None], np.float16(np.nan), values) if is_null.any() else values
+    return np.where(is_null[:, None], np.float16(np.nan), rows) if is_null.any() else rows
 
 
 def _read_footer(file: pq.ParquetFile) -> dict[str, Any]:
