@@ -1,0 +1,60 @@
+"""From raw text to a sample's captions: clean, distinct, bounded, with a few more draws where some repeat."""
+
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+MAX_REDRAWS = 3
+"""Further captions drawn for a sample whose captions repeat or are empty; what is still missing is left out."""
+
+_UNWANTED = {"\ufffd", "\ufeff"}
+"""Replacement characters (bytes cut in mid-character) and byte order marks."""
+
+
+def clean_caption(text: str) -> str:
+    """One line: control characters become spaces, lone surrogates go, whitespace is collapsed and stripped."""
+    kept = []
+    for character in text:
+        category = unicodedata.category(character)
+        if category == "Cc":
+            kept.append(" ")
+        elif category != "Cs" and character not in _UNWANTED:
+            kept.append(character)
+    return " ".join("".join(kept).split())
+
+
+def distinct_captions(texts: Iterable[str], limit: int) -> list[str]:
+    """The first `limit` captions that are, once clean, neither empty nor a repeat; in order."""
+    captions = dict.fromkeys(clean_caption(text) for text in texts)
+    captions.pop("", None)
+    return list(captions)[:limit]
+
+
+def draw_distinct(
+    num_samples: int,
+    *,
+    num_captions: int,
+    batch_size: int,
+    draw: Callable[[Sequence[int], range], list[list[str] | None]],
+) -> list[list[str]]:
+    """Up to `num_captions` distinct captions for each of `num_samples` <= `batch_size` samples.
+
+    `draw(samples, caption_indices)` gives raw texts for each sample index, None where the model failed; it is called
+    with `batch_size` sample indices, then, for those short of captions, with further caption indices and a power of
+    two of them (padded with the last): rarely more than a few samples, and a handful of shapes.
+    """
+    if not num_samples:
+        return []
+    texts = draw(_padded(range(num_samples), batch_size), range(num_captions))[:num_samples]
+    captions = [distinct_captions(raw or [], num_captions) for raw in texts]
+    short = [i for i, raw in enumerate(texts) if raw is not None and len(captions[i]) < num_captions]
+    if short:
+        padded = _padded(short, min(batch_size, 1 << (len(short) - 1).bit_length()))
+        redrawn = draw(padded, range(num_captions, num_captions + MAX_REDRAWS))
+        for i, raw in zip(short, redrawn, strict=False):
+            captions[i] = distinct_captions([*captions[i], *(raw or [])], num_captions)
+    return captions
+
+
+def _padded(samples: Sequence[int], size: int) -> list[int]:
+    assert len(samples) <= size, f"{len(samples)} samples for a micro-batch of {size}"
+    return [*samples, *[samples[-1]] * (size - len(samples))]
