@@ -240,7 +240,7 @@ def _commit(
     report: ShardReport,
 ) -> None:
     """Publishes the spine, then the signals: none is ever there without the spine that explains its rows."""
-    report.counts = shard.counts
+    report.counts = +shard.counts
     source = {
         "format_version": FORMAT_VERSION,
         "stem": shard.stem,
@@ -260,7 +260,7 @@ def _commit(
     for signal, file in files.items():
         if file.writer.num_rows != report.num_kept:
             raise ShardError(f"gave {file.writer.num_rows} rows of {signal.folder} for {report.num_kept} kept samples")
-        report.nulls.update(file.nulls)
+        report.nulls.update(+file.nulls)
         footer = {
             "kind": signal.kind,
             "signal": signal.folder,

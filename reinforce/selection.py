@@ -46,7 +46,8 @@ def read_selection(uri: str) -> Selection:
     root = parent or ("/" if path.startswith("/") else str(PurePosixPath(".")))
     try:
         store = open_store(root + (f"?{query}" if query else ""))
-        table = pq.read_table(store.open_input(name))
+        with store.open_input(name) as file:
+            table = pq.read_table(file)
     except FileNotFoundError:
         raise ConfigError(f"--select {uri}: no such file") from None
     except pa.ArrowInvalid as error:

@@ -155,14 +155,14 @@ def fetch(uri: str) -> Path:
     target = cache / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}-{name}"
     try:
         store = storage.open_store(parent + (f"?{query}" if query else ""))
-        size = next((info.size for info in store.list(name) if info.path == name), None)
-        if size is None:
-            raise ModelError(f"checkpoint {uri}: no such object")
+        size = store.size(name)
         if not target.is_file() or target.stat().st_size != size:
             cache.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-            store.download(name, partial)
+            store.download(name, partial, size=size)
             partial.replace(target)
+    except FileNotFoundError:
+        raise ModelError(f"checkpoint {uri}: no such object") from None
     except storage.StorageError as error:
         raise ModelError(f"checkpoint {uri}: {error}") from None
     return target

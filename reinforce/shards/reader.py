@@ -79,6 +79,8 @@ def to_numpy(column: pa.ChunkedArray) -> Float16[np.ndarray, "rows dim"]:
     """An embedding column as a matrix; nulls become rows of NaN."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     dim = array.type.list_size
+    if len(array) == 0:
+        return np.empty((0, dim), np.float16)
     # `.flatten()` would drop the null rows and shift all that follow; `.values` keeps their place, as nulls again, which
     # is why the buffer is read as it is.
     values = np.frombuffer(array.values.buffers()[1], np.float16)[array.values.offset :]
