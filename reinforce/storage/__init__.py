@@ -1,0 +1,11 @@
+"""Where bytes live: list, get, put-if-absent, over local folders, S3, Google Cloud Storage and Azure.
+
+The only package that knows what `s3://` is; everyone else holds a `Store` and paths below it. Importing it is cheap:
+obstore and botocore load when the first remote store is opened.
+"""
+
+from .location import open_store
+from .shard_uris import ShardRef, find_shards
+from .store import ObjectInfo, StorageError, Store
+
+__all__ = ["ObjectInfo", "ShardRef", "StorageError", "Store", "find_shards", "open_store"]
