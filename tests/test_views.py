@@ -276,13 +276,13 @@ def assert_views_equal_torchvision(images: list[RGB], views_per_image: int) -> N
         for index in range(1, views_per_image + 1):
             view = draw(policy(hflip=0.5), view_seed(0, str(number)), index, width, height)
             agreements.append(psnr(render(image, view, 224), reference_render(image, view, 224)))
+            # Solarize alone turns a difference of one grey level, at its threshold, into a hundred.
+            assert agreements[-1] > 38 or any(op.name == "Solarize" for op in view.ops), view
         for size in (224, 256):
             # No operation amplifies differences here: the two resampling engines differ in roundings.
             assert psnr(render(image, CLEAN, size), reference_render(image, CLEAN, size)) > 55
     assert len(agreements) >= 50
     assert np.median(agreements) >= 60
-    # Solarize turns a difference of one grey level at its threshold into a hundred.
-    assert min(agreements) >= 30
 
 
 def test_views_have_the_pixels_of_torchvision() -> None:
@@ -312,7 +312,7 @@ def test_a_view_shows_the_same_at_another_size(name: str) -> None:
             # Resampling 256 to 224 pixels once more costs the finest detail.
             assert psnr(shrunk(large, 224, 224), small) > 37
         # Nearest-pixel operations round to a pixel of each size, which a quarter of the size hides: 35 to 56 dB are
-        # measured for all. A shift kept in pixels instead of a fraction gives 25, none at all 20.
+        # measured. A shift kept in pixels, not as a fraction of the side, gives 15 to 29.
         assert psnr(shrunk(large, 56, 56), shrunk(small, 56, 56)) > 33
 
 
@@ -325,9 +325,10 @@ def test_a_view_of_a_half_size_image_is_the_same(height: int, width: int) -> Non
         drawn = draw(policy(hflip=0.5), 11, index, width, height)
         view = View(drawn.box, drawn.hflip)
         agreements.append(psnr(render(half, view, 64), render(image, view, 64)))
-    # Small boxes are enlarged, and the half-size image lacks their detail; one source pixel of shift gives 25 to 35.
-    assert np.median(agreements) > 40
-    assert min(agreements) > 33
+    # Small boxes are enlarged, and the half-size image lacks their detail: medians of 50 to 54 are measured, the least
+    # is 39. A box one pixel off gives a median of 38, the least 33.
+    assert np.median(agreements) > 46
+    assert min(agreements) > 36
 
 
 def test_a_doubled_image_shows_the_same_box_to_the_pixel() -> None:

@@ -76,7 +76,7 @@ def view_seed(dataset_seed: int, key: str) -> int:
 def draw(policy: ViewPolicy, view_seed: int, index: int, image_width: int, image_height: int) -> View:
     """View `index` of an image of `image_width` x `image_height` pixels (EXIF orientation applied).
 
-    Index 0 is the clean view. Any other is drawn as torchvision 0.2x draws RandomResizedCrop, then a flip, then
+    Index 0 is the clean view. Any other is drawn as torchvision draws RandomResizedCrop, then a flip, then
     RandAugment; the box is in whole pixels of that image. `view_seed` is what the function of that name returns.
     Raises ValueError for a negative index or an empty image.
     """
