@@ -29,16 +29,22 @@ def server() -> Iterator[S3Server]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def bucket(server: S3Server) -> str:
+    name = server.make_bucket("bucket-of-shards")
+    for path in PATHS + HIDDEN:
+        server.client().put_object(Bucket=name, Key=f"data/{path}", Body=path.encode())
+    return name
+
+
 @pytest.fixture(params=["local", "s3"])
 def base(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of a folder with shards in it; for S3, settings come from the environment."""
-    address = str(tmp_path / "data")
     if request.param == "s3":
-        server = request.getfixturevalue("server")
-        use_test_credentials(monkeypatch, server.endpoint)
-        address = f"s3://{server.make_bucket(f'bucket-{abs(hash(request.node.nodeid))}')}/data"
-    fill(open_store(address))
-    return address
+        use_test_credentials(monkeypatch, request.getfixturevalue("server").endpoint)
+        return f"s3://{request.getfixturevalue('bucket')}/data"
+    fill(open_store(str(tmp_path / "data")))
+    return str(tmp_path / "data")
 
 
 def fill(store: Store) -> None:
