@@ -82,17 +82,19 @@ def inspect(
     with _one_line_errors():
         from rich.console import Console
 
-        from reinforce.inspection import report, stats
+        from reinforce.inspection.stats import inspect_dataset
+        from reinforce.inspection.table import render_table
 
-        figures = stats.inspect_dataset(dataset, shards=shards, root=root)
-        if html is not None:
-            report.write_contact_sheet(dataset, html, figures, root=root)
+        figures = inspect_dataset(dataset, shards=shards, root=root)
         if as_json:
             print(json.dumps(figures.to_json(), indent=2, ensure_ascii=False))
         else:
-            Console().print(stats.render_table(figures))
-            if html is not None:
-                print(f"contact sheet: {html}")
+            Console().print(render_table(figures))
+        if html is not None:
+            from reinforce.inspection.report import write_contact_sheet
+
+            write_contact_sheet(dataset, html, figures, root=root)
+            print(f"contact sheet: {html}", file=sys.stderr)
 
 
 @app.command()
