@@ -160,8 +160,9 @@ def _add_signal(values: SampledValues, signal: Signal, file: ShardFile, clean: d
         norms = np.sqrt((matrix * matrix).sum(axis=1))
         is_null = np.isnan(norms)
         num_nulls += int(is_null.sum())
-        error = float(np.abs(norms[~is_null] - 1).max(initial=0.0))
-        values.norm_errors[signal] = max(error, values.norm_errors.get(signal, 0.0))
+        if not is_null.all():
+            error = float(np.abs(norms[~is_null] - 1).max())
+            values.norm_errors[signal] = max(error, values.norm_errors.get(signal, 0.0))
         if signal.kind == "image":
             _add_view(values, signal, column, matrix, clean)
         elif signal.model in clean:
