@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -215,10 +215,17 @@ def _logged(log: RunLog, tasks: Sequence[ShardTask], progress: Progress) -> Iter
     log.event("start", num_shards=len(tasks), **hardware())
     try:
         yield
-    finally:
-        seconds = {stage: round(spent, 3) for stage, spent in progress.times.seconds.items()}
-        log.event("end", elapsed_s=round(progress.elapsed_s, 3), stage_seconds=seconds, **progress.total.to_json())
-        log.flush()
+    except BaseException:
+        with suppress(OSError):  # what ended the run is the news, not that its log has no room either
+            _close(log, progress)
+        raise
+    _close(log, progress)
+
+
+def _close(log: RunLog, progress: Progress) -> None:
+    seconds = {stage: round(spent, 3) for stage, spent in progress.times.seconds.items()}
+    log.event("end", elapsed_s=round(progress.elapsed_s, 3), stage_seconds=seconds, **progress.total.to_json())
+    log.flush()
 
 
 @contextmanager

@@ -1,0 +1,115 @@
+"""Who may import whom, and which heavy libraries load when; each guard is shown to be able to fail."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "reinforce"
+
+# Module prefix -> prefixes of ours it may import. The order is the reading order: nothing imports what is above it.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "cli": ("",),
+    "demo": ("demo", "config", "runners", "inspection", "sample", "shards", "storage"),
+    "inspection": ("inspection", "shards", "views", "storage", "sample", "config", "decode", "plan"),
+    "runners": (
+        "builder",
+        "plan",
+        "prefetch",
+        "progress",
+        "teachers",
+        "captioners",
+        "selection",
+        "shards",
+        "storage",
+        "config",
+        "weights",
+    ),
+    "progress": ("builder", "plan", "prefetch", "storage"),
+    "builder": ("captioners", "plan", "prefetch", "sample", "shards", "storage"),
+    "prefetch": ("plan", "decode", "sample", "shards", "storage", "views"),
+    "plan": ("captioners", "teachers", "selection", "shards", "storage", "config"),
+    "selection": ("shards", "storage", "config"),
+    "teachers": ("sample", "config", "weights"),
+    "captioners": ("captioners", "sample", "config", "weights", "storage"),
+    "weights": ("config", "storage"),
+    "views": ("views", "sample", "config"),
+    "decode": ("sample",),
+    "shards": ("shards", "storage", "sample", "config"),
+    "storage": ("storage",),
+    "config": (),
+    "sample": (),
+}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports_of(source: str, module: str, *, is_package: bool) -> set[str]:
+    """The modules of ours that a source imports anywhere, functions included, without the package's name."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = module.split(".")[: None if is_package and node.level == 1 else -node.level + is_package]
+            found.add(".".join([*base, *((node.module or "").split(".") if node.module else [])]))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "reinforce":
+            rest = (node.module or "").removeprefix("reinforce").lstrip(".")
+            found.update({rest} if rest else {alias.name for alias in node.names})
+        elif isinstance(node, ast.Import):
+            ours = [alias.name for alias in node.names if alias.name.split(".")[0] == "reinforce"]
+            found.update(name.removeprefix("reinforce").lstrip(".") for name in ours)
+    return found
+
+
+def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    top = module.split(".")[0]
+    imported = {name.split(".")[0] for name in imports_of(source, module, is_package=is_package)}
+    return sorted(name for name in imported if name and "" not in ALLOWED[top] and name not in ALLOWED[top])
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: module_of(path) or "reinforce")
+def test_the_import_rules_hold(path: Path) -> None:
+    module = module_of(path)
+    if module in ("", "__main__"):
+        return
+    assert violations(path.read_text(), module, is_package=path.name == "__init__.py") == []
+
+
+def test_a_broken_import_rule_is_noticed() -> None:
+    assert violations("from reinforce.runners import build", "builder") == ["runners"]
+    assert violations("def f():\n    import reinforce.cli", "shards.reader") == ["cli"]
+    assert violations("from ..plan import BuildPlan", "storage.local") == ["plan"]
+    assert violations("from .store import Store", "storage.local") == []
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*sorted(sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+HEAVY = {"torch", "ray", "transformers", "open_clip", "pyarrow", "numpy", "PIL", "obstore", "boto3"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import reinforce", HEAVY),
+        ("import reinforce.cli", HEAVY),
+        ("import reinforce.config", HEAVY),
+        ("import reinforce.storage", HEAVY),
+        ("import reinforce.views.draw", HEAVY - {"numpy"}),
+        ("import reinforce.shards.dataset", {"torch", "ray", "transformers", "open_clip", "obstore"}),
+        ("import reinforce.runners", {"ray", "open_clip", "boto3"}),
+    ],
+)
+def test_heavy_libraries_load_only_where_they_are_used(statement: str, heavy: set[str]) -> None:
+    assert modules_after(statement) & heavy == set()
+
+
+def test_a_heavy_import_is_noticed() -> None:
+    assert "numpy" in modules_after("import reinforce.views.draw")
+    assert "torch" in modules_after("import reinforce.teachers")
