@@ -196,6 +196,20 @@ def test_what_is_not_ours_is_refused(tmp_path: Path, content: bytes) -> None:
         ShardFile(open_store(str(tmp_path)), "file.parquet")
 
 
+def test_a_parquet_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    writer = pl.DataFrame({"key": ["a"]})
+    writer.write_parquet(tmp_path / "file.parquet")
+    with pytest.raises(FormatError, match="not a file of this format"):
+        ShardFile(open_store(str(tmp_path)), "file.parquet")
+
+
+def test_stray_documents_are_no_signals(tmp_path: Path) -> None:
+    shutil.copytree(make.DATASET, tmp_path / "d")
+    (tmp_path / "d" / "embeddings" / "x" / "y").mkdir(parents=True)
+    (tmp_path / "d" / "embeddings" / "x" / "y" / "signal.json").write_text("{}")
+    assert len(reinforce.open_dataset(str(tmp_path / "d")).signals) == 7
+
+
 def test_rows_are_joined_by_checked_key(tmp_path: Path) -> None:
     dataset = reinforce.open_dataset(str(make.DATASET))
     joined = dataset.read("scenes", ["captions/fake", "embeddings/small/text/original"])

@@ -74,7 +74,7 @@ class Dataset:
         found = {}
         for path in self.sizes:
             folder, _, name = path.rpartition("/")
-            if name == SIGNAL_FILE and folder.startswith(("captions/", "embeddings/")):
+            if name == SIGNAL_FILE and Signal.is_folder(folder):
                 document = read_document(self.store, path)
                 assert document is not None
                 found[Signal.parse(folder)] = document

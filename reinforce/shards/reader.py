@@ -90,7 +90,7 @@ def to_numpy(column: pa.ChunkedArray) -> Float16[np.ndarray, "rows dim"]:
 
 
 def _read_footer(file: pq.ParquetFile) -> dict[str, Any]:
-    footer = json.loads(file.metadata.metadata[FOOTER_KEY])
+    footer = json.loads((file.metadata.metadata or {})[FOOTER_KEY])
     if not isinstance(footer, dict):
         raise ValueError("its footer is no JSON object")
     return footer

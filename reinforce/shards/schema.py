@@ -89,6 +89,11 @@ class Signal:
                 return cls("text", model, source)
         raise ValueError(f"{folder!r} is not a signal's folder, such as captions/NAME or embeddings/NAME/image")
 
+    @classmethod
+    def is_folder(cls, folder: str) -> bool:
+        """Whether a path is that of a signal's folder."""
+        return re.fullmatch(r"captions/[^/]+|embeddings/[^/]+/(image|text/[^/]+)", folder) is not None
+
 
 def spine_file(stem: str) -> str:
     return f"samples/{stem}.parquet"

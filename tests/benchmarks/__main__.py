@@ -1,0 +1,11 @@
+"""Runs every benchmark and prints its table: `make bench`. One by name: `python -m tests.benchmarks.fidelity`."""
+
+import subprocess
+import sys
+
+BENCHMARKS = ("truth", "fidelity", "memory")
+
+if __name__ == "__main__":
+    for name in BENCHMARKS:
+        print(f"\n## {name}\n", flush=True)
+        subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}"], check=True)

@@ -1,0 +1,62 @@
+"""Real images through real teachers, against open_clip itself; the whole sets are `tests/benchmarks/truth.py`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import reinforce
+from reinforce.shards.dataset import Dataset
+from tests.benchmarks import truth
+
+
+@pytest.fixture(scope="module")
+def cifar10(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """200 test images of CIFAR-10 in 3 views, two teachers."""
+    output = str(tmp_path_factory.mktemp("cifar10"))
+    source = str(shared / "data" / "cifar10" / "test")
+    summary = reinforce.build(
+        source, output, "cifar10", overrides=["build.views.count=2"], limit_shards=1, limit_samples=200
+    )
+    assert (summary.failed, summary.done.num_kept, summary.done.drops["not_selected"]) == ({}, 200, 800)
+    return reinforce.open_dataset(output)
+
+
+@pytest.mark.parametrize("teacher", ["cifar10_a", "cifar10_b"])
+def test_the_clean_view_is_open_clips_own(cifar10: Dataset, teacher: str) -> None:
+    cosines, (ours, theirs) = truth.check_test_set(cifar10, teacher)
+    assert cosines.min() >= 0.999
+    assert abs(ours - theirs) <= 0.005
+    assert ours > 0.6
+
+
+def test_random_cells_follow_from_the_source_image_alone(cifar10: Dataset) -> None:
+    folder = cifar10.store.uri.removeprefix("file://")
+    assert truth.recompute_cells(folder, 12, seed=1, split="test", num_views=3).min() >= 0.999
+
+
+def test_photographs_of_many_sizes(shared: Path, tmp_path: Path) -> None:
+    """Captions from a JSON list, every photograph upright and kept."""
+    overrides = ["build.views.count=1", "build.source.captions=[json.captions]", "build.source.max_captions=3"]
+    output = str(tmp_path / "out")
+    source = str(shared / "data" / "coco_mini")
+    summary = reinforce.build(source, output, "cifar10", overrides=overrides, limit_shards=1, limit_samples=10)
+    assert summary.done.num_kept == 10
+    assert summary.done.counts["captions_over_bound"] == 20
+    spine = reinforce.open_dataset(output).spine("00000").slice(0, 10).to_pylist()
+    assert len({(row["image_width"], row["image_height"]) for row in spine}) > 3
+    assert all(len(row["captions"]) == 3 for row in spine)
+
+
+def test_a_second_modality_is_carried(shared: Path, tmp_path: Path) -> None:
+    overrides = ["build.views.count=0", "build.source.modalities={thermal: ir.jpg}"]
+    source = str(shared / "data" / "roadscene")
+    for name, extra in (("declared", overrides), ("not", overrides[:1])):
+        reinforce.build(source, str(tmp_path / name), "cifar10", overrides=extra, limit_shards=1, limit_samples=5)
+    declared = reinforce.open_dataset(str(tmp_path / "declared")).spine("00000").slice(0, 5)
+    assert declared.column("modalities").to_pylist() == [["thermal"]] * 5
+    assert declared.column("captions").to_pylist() == [[]] * 5
+    with reinforce.open_dataset(str(tmp_path / "not")).open_spine("00000") as file:
+        assert (file.num_rows, file.footer["counts"]) == (75, {"unused_members": 75})
+    keys = np.array(declared.column("key").to_pylist())
+    assert not any(key.endswith(".ir") for key in keys)
