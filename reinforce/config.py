@@ -267,7 +267,10 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
 
 
 def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
-    """Makes local paths of models, checkpoints and caption files absolute, in place."""
+    """Makes local paths of models, checkpoints and caption files absolute, in place.
+
+    `{reinforce}` in one stands for the installed package's folder.
+    """
     build = content.get("build")
     for section in ("teachers", "captioners"):
         models = build.get(section) if isinstance(build, dict) else None
@@ -280,7 +283,7 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
 
 def _resolve_path(value: str, folder: Path, *, is_model: bool) -> str:
     prefix = "local-dir:" if value.startswith("local-dir:") else ""
-    path = value.removeprefix(prefix)
+    path = value.removeprefix(prefix).replace("{reinforce}", str(Path(__file__).parent))
     # A bare model name may look like a relative path (`org/name`); it is one only if written as one.
     is_path = bool(prefix) or path.startswith((".", "/", "~")) or not (is_model or "://" in path)
     return prefix + str((folder / Path(path).expanduser()).resolve()) if is_path else value

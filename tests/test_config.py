@@ -1,0 +1,83 @@
+"""Recipes: what is accepted, what is refused and how it is said."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reinforce.config import ConfigError, ViewPolicy, builtin_recipes, load_recipe, parse_recipe
+
+
+@pytest.mark.parametrize("name", sorted(builtin_recipes()))
+def test_every_recipe_that_comes_along_is_valid(name: str) -> None:
+    assert load_recipe(name).build.teachers
+
+
+def test_overrides_are_yaml(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("build: {teachers: {a: {model: 'ViT-B-32:openai'}}}")
+    overrides = ["build.views.count=3", "build.teachers.a.precision=bf16", "build.source.captions=[json.text, txt]"]
+    recipe = load_recipe(str(tmp_path / "r.yaml"), overrides)
+    assert recipe.build.views.count == 3
+    assert recipe.build.teachers["a"].precision == "bf16"
+    assert recipe.build.source.captions == ("json.text", "txt")
+    cleared = load_recipe("mobileclip", ["build.captioners={}"])
+    assert cleared.build.captioners == {}
+
+
+def test_paths_resolve_against_the_recipe_and_hub_names_do_not(tmp_path: Path) -> None:
+    teachers = {
+        "a": {"model": "local-dir:models/a"},
+        "b": {"model": "ViT-B-32", "checkpoint": "weights/b.pt"},
+        "c": {"model": "ViT-B-32", "checkpoint": "s3://bucket/c.pt"},
+        "d": {"model": "openai/clip-vit-base-patch32", "kind": "transformers"},
+        "e": {"model": "./local", "kind": "transformers"},
+        "f": {"model": "hf-hub:org/name"},
+    }
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "r.yaml").write_text(yaml.safe_dump({"build": {"teachers": teachers}}))
+    loaded = load_recipe(str(tmp_path / "sub" / "r.yaml")).build.teachers
+    assert loaded["a"].model == f"local-dir:{tmp_path}/sub/models/a"
+    assert loaded["b"].checkpoint == f"{tmp_path}/sub/weights/b.pt"
+    assert loaded["c"].checkpoint == "s3://bucket/c.pt"
+    assert loaded["d"].model == "openai/clip-vit-base-patch32"
+    assert loaded["e"].model == f"{tmp_path}/sub/local"
+    assert loaded["f"].model == "hf-hub:org/name"
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        ({"views": {"cuont": 3}}, "build.views.cuont: no such field"),
+        ({"teachers": {"a": {}}}, "build.teachers.a.model: Field required"),
+        ({"teachers": {"A": {"model": "x"}}}, "build.teachers.A: name 'A' must be of a-z"),
+        ({"teachers": {"a": {"model": "x", "precision": "int8"}}}, "build.teachers.a.precision: Input should be"),
+        ({"teachers": {"a": {"model": "x", "sha256": "abc"}}}, "build.teachers.a.sha256"),
+        ({"teachers": {"a": {"model": "x:y", "checkpoint": "z"}}}, "checkpoint needs a bare open_clip architecture"),
+        ({"captioners": {"original": {"kind": "files", "field": "json.x"}}}, "is taken by the source's own captions"),
+        ({"captioners": {"c": {"kind": "files"}}}, "kind files needs either path or field"),
+        ({"captioners": {"c": {"kind": "open_clip"}}}, "kind open_clip needs model"),
+        ({"source": {"captions": ["csv"]}}, "caption field 'csv' must be 'txt' or 'json.FIELD'"),
+        ({"source": {"modalities": {"t": "jpg"}}}, "suffix 'jpg' is not a modality's"),
+        ({"source": {"modalities": {"t": "ir.jpg", "u": "IR.jpg"}}}, "two modalities have one suffix"),
+        ({"views": {"ratio": [2, 1]}}, "ratio [2.0, 1.0] must satisfy"),
+        ({"seed": -1}, "build.seed"),
+    ],
+)
+def test_a_mistake_names_its_field(build: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_recipe({"build": build})
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["- a list", "a: [unclosed", "\x00", "just text"])
+def test_what_is_no_recipe(tmp_path: Path, content: str) -> None:
+    (tmp_path / "r.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"recipe .*r\.yaml: "):
+        load_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_the_default_policy_is_the_published_one() -> None:
+    policy = ViewPolicy()
+    assert (policy.scale, policy.ratio, policy.num_ops, policy.magnitude) == ((0.08, 1.0), (3 / 4, 4 / 3), 2, 9)
+    assert (policy.hflip, policy.photometric) == (0.0, True)
