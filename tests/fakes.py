@@ -40,7 +40,7 @@ def run(plan: BuildPlan, shards: Path | str | Sequence[str], output: Path | str,
     """Runs a plan as `reinforce build` does."""
     uris = [str(shards)] if isinstance(shards, Path | str) else list(shards)
     root, refs = find_shards(uris)
-    options = {"source_root": root, "console": Console(file=io.StringIO())} | options
+    options = dict[str, Any](source_root=root, console=Console(file=io.StringIO())) | options
     return run_plan(plan, refs, open_store(str(output), create=True), **options)
 
 

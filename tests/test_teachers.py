@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def load(checkpoints: dict[str, dict[str, str]], name: str, **config: Any) -> Cl
     return teacher
 
 
-def own_image_embeddings(checkpoint: dict[str, str], images: list[Image.Image]) -> np.ndarray:
+def own_image_embeddings(checkpoint: dict[str, str], images: Sequence[Image.Image]) -> np.ndarray:
     """What the library itself says of images, by its own evaluation preprocessing."""
     with torch.inference_mode():
         if checkpoint.get("kind") == "transformers":

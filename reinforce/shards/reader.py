@@ -81,8 +81,8 @@ def to_numpy(column: pa.ChunkedArray) -> Float16[np.ndarray, "rows dim"]:
     dim = array.type.list_size
     if len(array) == 0:
         return np.empty((0, dim), np.float16)
-    # `.flatten()` would drop the null rows and shift all that follow; `.values` keeps their place, as nulls again, which
-    # is why the buffer is read as it is.
+    # `.flatten()` would drop the null rows and shift all that follow; `.values` keeps their place, but as nulls again:
+    # hence the buffer itself.
     values = np.frombuffer(array.values.buffers()[1], np.float16)[array.values.offset :]
     rows = values[: len(array.values)].reshape(-1, dim)[array.offset : array.offset + len(array)]
     is_null = array.is_null().to_numpy(zero_copy_only=False)

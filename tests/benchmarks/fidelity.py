@@ -53,7 +53,8 @@ def kl(u: np.ndarray, v: np.ndarray, u2: np.ndarray, v2: np.ndarray, scale: floa
     """Mean over both directions and all rows of KL(softmax(scale u v^T) || softmax(scale u2 v2^T)), in float64."""
     total = 0.0
     for (a, b), (a2, b2) in (((u, v), (u2, v2)), ((v, u), (v2, u2))):
-        for rows in torch.arange(len(a)).split(512):
+        for start in range(0, len(a), 512):
+            rows = slice(start, start + 512)
             exact, rounded = (
                 (scale * torch.from_numpy(x[rows]).double() @ torch.from_numpy(y).double().T).log_softmax(dim=1)
                 for x, y in ((a, b), (a2, b2))

@@ -27,7 +27,7 @@ def noisy_jpegs(count: int) -> list[bytes]:
     """Distinct photographs-sized JPEGs; noise keeps them above 100 kB."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 255, (480, 640, 3), dtype=np.uint8)
-    return [encode(Image.fromarray(np.roll(pixels, i, axis=1)), "JPEG", quality=28) for i in range(count)]
+    return [encode(Image.fromarray(np.roll(pixels, i, axis=1)), "JPEG", quality=40) for i in range(count)]
 
 
 def status_kb(field: str) -> int:
