@@ -46,6 +46,10 @@ def build(
 ) -> None:
     """Run teachers and captioner over source shards once and store what they say. Run again to resume."""
     with _one_line_errors():
+        from reinforce.config import load_recipe
+
+        # Before anything heavy is imported: a mistake in the recipe is told at once.
+        parsed = load_recipe(recipe, overrides)
         from rich.console import Console
 
         from reinforce import runners
@@ -54,9 +58,8 @@ def build(
             # A brace pattern that the shell expanded arrives as one option value and many arguments.
             [*shards, *(more_shards or [])],
             output,
-            recipe,
+            parsed,
             root=root,
-            overrides=overrides,
             select=select,
             limit_shards=limit_shards,
             limit_samples=limit_samples,
@@ -129,8 +132,8 @@ def _one_line_errors() -> Iterator[None]:
 
 def _describe_os_error(error: OSError) -> str:
     text = " ".join(str(error).split())
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{text}: free some space (temporary files go to TMPDIR), then run the same command again to resume"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and "free some space" not in text:
+        return f"{text}: free some space (temporary files go to TMPDIR) and start again; what is finished is kept"
     return text
 
 
