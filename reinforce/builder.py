@@ -121,8 +121,10 @@ def reinforce_images(
             on_batch(report)
         with times.measure("write"):
             _commit(shard, plan, output, spine, files, digests, report)
-    finally:
+    except Exception:
         shard.close()
+        raise
+    finally:
         for file in files.values():
             file.writer.abandon()
         if spine is not None:
@@ -189,7 +191,7 @@ def _write_captions(
             prepared.sample.key,
             prepared.view_seed,
             prepared.views[captioner.image_size][0] if captioner.image_size else None,
-            prepared.sample.fields.get(getattr(captioner, "field", None) or "", ()),
+            prepared.sample.fields.get(captioner.field, ()) if captioner.field else (),
         )
         for prepared in batch
     ]

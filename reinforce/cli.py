@@ -6,6 +6,7 @@
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,8 +119,9 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("\nreinforce: interrupted; run the same command again to resume", file=sys.stderr)
-        raise typer.Exit(130) from None
+        print("\nreinforce: interrupted; run the same command again to resume", file=sys.stderr, flush=True)
+        # A download under way would keep the interpreter alive; nothing it does is wanted any more.
+        os._exit(130)
     except OSError as error:
         print(f"reinforce: {_describe_os_error(error)}", file=sys.stderr)
         raise typer.Exit(2) from None

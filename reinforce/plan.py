@@ -36,6 +36,18 @@ class SignalPlan:
         assert self.signal.kind != "captions"
         return cast(Teacher, self.model)
 
+    @property
+    def captioner(self) -> Captioner:
+        assert self.signal.kind == "captions"
+        return cast(Captioner, self.model)
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the source tar is needed, or what the dataset holds already is enough."""
+        if self.signal.kind == "captions":
+            return self.captioner.image_size is not None or self.captioner.field is not None
+        return self.signal.kind == "image"
+
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.content)

@@ -58,8 +58,8 @@ class ShardTask:
 
     @property
     def needs_source(self) -> bool:
-        """Whether the tar is needed, or the captions already stored are enough."""
-        return self.needs_spine or any(plan.signal.kind != "text" for plan in self.missing)
+        """Whether the tar is needed, or what the dataset holds already is enough."""
+        return self.needs_spine or any(plan.needs_source for plan in self.missing)
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,8 @@ class Prefetcher:
         source = SourceShard(path, self.plan.config.source)
         shard.counts = source.counts
         sizes = _views_by_size(shard.task.missing, self.plan.num_views)
-        fields = tuple(sorted({field for plan in shard.task.missing if (field := _field_of(plan))}))
+        captioners = [plan.captioner for plan in shard.task.missing if plan.signal.kind == "captions"]
+        fields = tuple(captioner.field for captioner in captioners if captioner.field)
         selected = self.plan.selection.keys(shard.stem) if self.plan.selection else None
         for sample in source.samples(selected=selected, limit=self.plan.limit_samples, extra_fields=fields):
             if spine is None or (sample.drop is None and sample.key in spine.kept):
@@ -259,8 +260,3 @@ def _views_by_size(missing: tuple[SignalPlan, ...], num_views: int) -> dict[int,
         if plan.signal.kind != "text" and size is not None:
             sizes[size] = max(sizes.get(size, 0), num_views if plan.signal.kind == "image" else 1)
     return sizes
-
-
-def _field_of(plan: SignalPlan) -> str | None:
-    """The caption field of the source that a captioner of kind `files` reads, if it is missing."""
-    return getattr(plan.model, "field", None) if plan.signal.kind == "captions" else None

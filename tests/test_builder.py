@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from jaxtyping import UInt8
 
 import reinforce
-from reinforce.captioners import FakeCaptioner
-from reinforce.config import ConfigError, ViewPolicy
+from reinforce.captioners import FakeCaptioner, load_captioner
+from reinforce.config import CaptionerConfig, ConfigError, ViewPolicy
 from reinforce.decode import decode
 from reinforce.plan import BuildPlan
 from reinforce.sample import Embeddings
@@ -156,6 +157,49 @@ def test_what_does_not_exist_is_null_and_counted(tmp_path: Path) -> None:
         assert file.footer["nulls"] == {"non_finite": num_nulls}
     text = dataset.table("embeddings/dumb/text/mute", "s", ["caption_000", "caption_001"])
     assert [text.column(name).null_count for name in text.column_names] == [4, 10]
+
+
+def test_captions_that_someone_already_has(tmp_path: Path) -> None:
+    """By a field of the source's JSON and by Parquet: right key, right shard, bounded, nothing for who has none."""
+    for stem in "ab":
+        members = pairs(5)
+        for index in (0, 2, 3):
+            document = {"better": [f"{stem} {index} first", f"{stem} {index} second", f"{stem} {index} third"]}
+            members.append((f"{index:05d}.json", json.dumps(document).encode()))
+        write_tar(tmp_path / "in" / f"{stem}.tar", members)
+    table = {"stem": ["b", "a", "a"], "key": ["00001"] * 2 + ["00004"], "captions": [["of b"], ["of a"], ["four", "4"]]}
+    pq.write_table(pa.table(table), tmp_path / "captions.parquet")
+    kinds = {
+        "field": CaptionerConfig(kind="files", field="json.better"),
+        "parquet": CaptionerConfig(kind="files", path=str(tmp_path / "captions.parquet")),
+    }
+    cpu = torch.device("cpu")
+    captioners = [load_captioner(name, kind, device=cpu, batch_size=4) for name, kind in kinds.items()]
+    run(fake_plan(captioners=captioners), tmp_path / "in", tmp_path / "out")
+    dataset = reinforce.open_dataset(str(tmp_path / "out"))
+    written = {
+        (name, stem): dataset.table(f"captions/{name}", stem).column("captions").to_pylist()
+        for name in kinds
+        for stem in "ab"
+    }
+    for stem in "ab":
+        expected = [[f"{stem} {i} first", f"{stem} {i} second"] if i in (0, 2, 3) else None for i in range(5)]
+        assert written["field", stem] == expected
+    assert written["parquet", "a"] == [None, ["of a"], None, None, ["four", "4"]]
+    assert written["parquet", "b"] == [None, ["of b"], None, None, None]
+
+
+def test_stored_captions_need_no_source(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "in" / "a.tar", pairs(5))
+    run(fake_plan(captioners=[]), tmp_path / "in", tmp_path / "out")
+    pq.write_table(pa.table({"key": ["00002"], "captions": [["two"]]}), tmp_path / "captions.parquet")
+    config = CaptionerConfig(kind="files", path=str(tmp_path / "captions.parquet"))
+    captioner = load_captioner("given", config, device=torch.device("cpu"), batch_size=4)
+    path.write_bytes(b"the tar is gone")
+    assert run(fake_plan(captioners=[captioner]), tmp_path / "in", tmp_path / "out").failed == {}
+    dataset = reinforce.open_dataset(str(tmp_path / "out"))
+    stored = dataset.numpy("embeddings/small/text/given", "a", "caption_000")
+    assert [bool(np.isnan(row).any()) for row in stored] == [True, True, False, True, True]
 
 
 def identities(folder: Path) -> dict[str, tuple[int, int]]:

@@ -38,6 +38,10 @@ class Captioner(Protocol):
         """The side of the clean view it wants; None if it needs no image."""
 
     @property
+    def field(self) -> str | None:
+        """The JSON field of the source samples it reads, as `json.NAME`; None if it reads none."""
+
+    @property
     def num_captions(self) -> int: ...
 
     def describe(self) -> dict[str, Any]:
@@ -73,6 +77,8 @@ def load_captioner(name: str, config: CaptionerConfig, *, device: torch.device, 
 
 class FakeCaptioner:
     """Captions that are a function of the pixels, the seed and the caption index. No weights."""
+
+    field: str | None = None
 
     def __init__(self, name: str = "fake", *, image_size: int | None = 32, num_captions: int = 2) -> None:
         self.name, self.image_size, self.num_captions = name, image_size, num_captions

@@ -38,13 +38,13 @@ class FieldCaptioner:
     image_size: int | None = None
 
     def __init__(self, name: str, field: str, num_captions: int) -> None:
-        self.name, self.num_captions, self._field = name, num_captions, field
+        self.name, self.num_captions, self.field = name, num_captions, field
 
     def describe(self) -> dict[str, Any]:
         return self.content()
 
     def content(self) -> dict[str, Any]:
-        return {"kind": "files", "field": self._field, "num_captions": self.num_captions}
+        return {"kind": "files", "field": self.field, "num_captions": self.num_captions}
 
     def caption(self, requests: Sequence[CaptionRequest]) -> list[list[str]]:
         return [distinct_captions(request.found, self.num_captions) for request in requests]
@@ -54,6 +54,7 @@ class ParquetCaptioner:
     """Looks captions up by key, and by stem where the table has that column. Several rows of one key are joined."""
 
     image_size: int | None = None
+    field: str | None = None
 
     def __init__(self, name: str, path: str, table: pa.Table, sha256: str, num_captions: int) -> None:
         """`table` has `key`, `captions` (list of strings) and perhaps `stem`; `sha256` is of its files."""

@@ -22,6 +22,8 @@ from reinforce.weights import ModelError, autocast_dtype, load_open_clip
 class OpenClipCaptioner:
     """A CoCa model that continues `prompt` (which stays part of the caption)."""
 
+    field: str | None = None
+
     def __init__(self, name: str, config: CaptionerConfig, *, device: torch.device, batch_size: int) -> None:
         import open_clip
 

@@ -31,6 +31,8 @@ from reinforce.weights import ModelError, autocast_dtype
 class TransformersCaptioner:
     """An image-text-to-text model. `prompt` is continued (and kept) by image-to-text models, answered by the others."""
 
+    field: str | None = None
+
     def __init__(self, name: str, config: CaptionerConfig, *, device: torch.device, batch_size: int) -> None:
         assert config.model is not None, "CaptionerConfig checks it"
         self._autocast_dtype = autocast_dtype(config.precision, device)
