@@ -140,13 +140,14 @@ def _batches(
     rows: list[dict[str, Any]] = []
     for prepared in shard.samples():
         report.num_samples += 1
-        rows.append(_spine_row(prepared))
+        if spine is not None:
+            rows.append(_spine_row(prepared))
         if prepared.drop is not None:
             report.drops[prepared.drop.reason] += 1
         else:
             report.num_kept += 1
             batch.append(prepared)
-        if spine is not None and len(rows) >= batch_size:
+        if spine is not None and len(rows) == batch_size:
             spine.append(spine_batch(rows))
             rows = []
         if len(batch) == batch_size:
@@ -279,9 +280,9 @@ def _commit(
 
 
 def _publish(writer: ShardFileWriter, output: Store, path: str, footer: dict[str, Any], report: ShardReport) -> None:
-    writer.commit(output, path, footer)
-    report.num_files += 1
-    report.num_bytes += writer.spool.stat().st_size
+    if writer.commit(output, path, footer):
+        report.num_files += 1
+        report.num_bytes += writer.spool.stat().st_size
     writer.spool.unlink()
 
 

@@ -71,6 +71,7 @@ def build(
     >>> reinforce.open_dataset("reinforced").stems
     ['00000']
     """
+    console = console or Console(stderr=True)
     config = (load_recipe(recipe, list(overrides)) if isinstance(recipe, str) else recipe).build
     recorded = read_document(open_store(output), DATASET_FILE)
     recorded_root = recorded["source_root"] if recorded else None
@@ -78,7 +79,8 @@ def build(
     selection = read_selection(select) if select else None
     refs = _narrow(refs, selection, limit_shards)
     store = open_store(output, create=True)
-    plan = load_plan(config, selection=selection, limit_samples=limit_samples)
+    with console.status("loading models"):
+        plan = load_plan(config, selection=selection, limit_samples=limit_samples)
     return run_plan(plan, refs, store, source_root=source_root, retry_failed=retry_failed, console=console)
 
 
@@ -89,7 +91,7 @@ def run_plan(
     *,
     source_root: str,
     retry_failed: bool = False,
-    console: Console | None = None,
+    console: Console,
 ) -> BuildSummary:
     """Builds what is missing of `refs`, with the models of `plan`; raises `DatasetMismatchError` if they do not fit."""
     output.sweep_temporaries()
@@ -98,7 +100,7 @@ def run_plan(
     if retry_failed:
         refs = [ref for ref in refs if failure_file(ref.stem) in existing]
     tasks = [task for ref in refs if (task := missing_of(ref, plan, existing))]
-    summary = run_local(tasks, plan, output, console or Console(stderr=True))
+    summary = run_local(tasks, plan, output, console)
     summary.num_shards = len(refs)
     summary.num_complete_before = len(refs) - len(tasks)
     return summary
@@ -132,7 +134,7 @@ def run_local(tasks: Sequence[ShardTask], plan: BuildPlan, output: Store, consol
     failed: dict[str, list[str]] = {}
     progress = Progress(len(tasks), sum(task.shard.size for task in tasks), times, console)
     with progress, _spool() as spool, _logged(log, tasks, progress):
-        workers = plan.config.workers or max(1, (os.cpu_count() or 1) - plan.config.threads)
+        workers = plan.config.workers or max(1, len(os.sched_getaffinity(0)) - plan.config.threads)
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             retry = []
             with Prefetcher(plan, output, spool=spool, workers=workers, times=times) as prefetcher:
