@@ -37,6 +37,11 @@ def _check_caption_field(field: str) -> str:
     return field
 
 
+def _check_checkpoint(model: str | None, checkpoint: str | None) -> None:
+    if checkpoint and ":" in (model or ""):
+        raise ValueError(f"checkpoint needs a bare open_clip architecture as model, not {model!r}")
+
+
 Name = Annotated[str, AfterValidator(_check_name)]
 CaptionerName = Annotated[str, AfterValidator(_check_captioner_name)]
 CaptionField = Annotated[str, AfterValidator(_check_caption_field)]
@@ -131,8 +136,7 @@ class TeacherConfig(_Strict):
             raise ValueError("checkpoint belongs to kind open_clip; for transformers give the folder as model")
         if self.kind == "open_clip" and self.revision:
             raise ValueError("revision belongs to kind transformers; for open_clip give sha256")
-        if self.checkpoint and ":" in self.model:
-            raise ValueError(f"checkpoint needs a bare open_clip architecture as model, not {self.model!r}")
+        _check_checkpoint(self.model, self.checkpoint)
         return self
 
 
@@ -160,14 +164,25 @@ class CaptionerConfig(_Strict):
 
     @model_validator(mode="after")
     def _check_fields_of_kind(self) -> Self:
-        if self.kind == "files":
-            if (self.path is None) == (self.field is None):
-                raise ValueError("kind files needs either path or field")
-            if self.field is not None:
-                _check_caption_field(self.field)
-        elif self.model is None:
+        if self.kind == "files" and (self.path is None) == (self.field is None):
+            raise ValueError("kind files needs either path or field")
+        if self.kind != "files" and self.model is None:
             raise ValueError(f"kind {self.kind} needs model")
+        if self.kind == "open_clip":
+            _check_checkpoint(self.model, self.checkpoint)
+        if self.field is not None:
+            _check_caption_field(self.field)
+        for field in self.model_fields_set - _FIELDS_OF_CAPTIONERS[self.kind]:
+            raise ValueError(f"{field} is no field of kind {self.kind}")
         return self
+
+
+_OF_MODELS = {"model", "sha256", "precision", "prompt", "num_captions", "max_new_tokens", "top_p", "temperature"}
+_FIELDS_OF_CAPTIONERS = {
+    "transformers": {"kind", "revision", *_OF_MODELS},
+    "open_clip": {"kind", "checkpoint", *_OF_MODELS},
+    "files": {"kind", "path", "field", "sha256", "num_captions"},
+}
 
 
 class BuildConfig(_Strict):

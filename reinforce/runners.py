@@ -5,8 +5,10 @@ one function.
 """
 
 import errno
+import fcntl
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,7 +33,7 @@ from reinforce.teachers import load_teacher
 from reinforce.weights import resolve_device
 
 _MAX_ATTEMPTS = 3
-_FATAL_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_FATAL_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(slots=True)
@@ -133,7 +135,7 @@ def run_local(tasks: Sequence[ShardTask], plan: BuildPlan, output: Store, consol
     log = RunLog(output)
     failed: dict[str, list[str]] = {}
     progress = Progress(len(tasks), sum(task.shard.size for task in tasks), times, console)
-    with progress, _spool() as spool, _logged(log, tasks, progress):
+    with progress, _spool() as spool, _logged(log, tasks, plan.config, progress):
         workers = plan.config.workers or max(1, len(os.sched_getaffinity(0)) - plan.config.threads)
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             retry = []
@@ -173,8 +175,11 @@ def describe(summary: BuildSummary) -> str:
 
 
 def _find_shards(uris: Sequence[str], root: str | None, recorded_root: str | None) -> tuple[str, list[ShardRef]]:
-    """The shards with their stems below `--root`, else below the root the dataset was begun with, else their own."""
-    found_root, refs = find_shards(uris, root or recorded_root)
+    """The shards with their stems below `--root`, else below the root the dataset was begun with, else their own.
+
+    How the root was reached then (`?profile=`) is no part of what it is: the URIs say how to reach it now.
+    """
+    found_root, refs = find_shards(uris, root or (recorded_root.partition("?")[0] if recorded_root else None))
     for ref in refs:
         check_stem(ref.stem)
     return found_root, refs
@@ -212,9 +217,9 @@ def _record_failure(output: Store, stem: str, attempts: list[str], run: str) -> 
 
 
 @contextmanager
-def _logged(log: RunLog, tasks: Sequence[ShardTask], progress: Progress) -> Iterator[None]:
+def _logged(log: RunLog, tasks: Sequence[ShardTask], config: BuildConfig, progress: Progress) -> Iterator[None]:
     """Opens and closes the run's log, whatever ends the run."""
-    log.event("start", num_shards=len(tasks), **hardware())
+    log.event("start", num_shards=len(tasks), recipe=config.model_dump(mode="json"), **hardware())
     try:
         yield
     except BaseException:
@@ -232,7 +237,14 @@ def _close(log: RunLog, progress: Progress) -> None:
 
 @contextmanager
 def _spool() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="reinforce-", ignore_cleanup_errors=True) as folder:
+    """A folder for files under way, locked while in use; what killed runs left is unlocked, and removed here."""
+    for lock in Path(tempfile.gettempdir()).glob("reinforce-spool-*/lock"):
+        with suppress(OSError), lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent)
+    temporary = tempfile.TemporaryDirectory(prefix="reinforce-spool-", ignore_cleanup_errors=True)
+    with temporary as folder, (Path(folder) / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield Path(folder)
 
 

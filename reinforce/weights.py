@@ -149,13 +149,11 @@ def fetch(uri: str) -> Path:
         if not Path(uri).is_file():
             raise ModelError(f"checkpoint {uri}: no such file")
         return Path(uri)
-    parent, _, name = uri.partition("?")[0].rpartition("/")
-    query = uri.partition("?")[2]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "reinforce" / "weights"
-    target = cache / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}-{name}"
     try:
-        store = storage.open_store(parent + (f"?{query}" if query else ""))
+        store, name = storage.open_parent(uri)
         size = store.size(name)
+        target = cache / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}-{name}"
         if not target.is_file() or target.stat().st_size != size:
             cache.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f"{target.name}.{os.getpid()}.partial")

@@ -1,7 +1,10 @@
 """One shard at a time, row by row against an independent recomputation: the defects of the prior art, as tests."""
 
 import errno
+import fcntl
+import io
 import json
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,17 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from jaxtyping import UInt8
+from rich.console import Console
 
 import reinforce
 from reinforce.captioners import FakeCaptioner, load_captioner
 from reinforce.config import CaptionerConfig, ConfigError, ViewPolicy
 from reinforce.decode import decode
 from reinforce.plan import BuildPlan
+from reinforce.runners import missing_of, run_local
 from reinforce.sample import Embeddings
 from reinforce.selection import read_selection
 from reinforce.shards.dataset import DatasetMismatchError
 from reinforce.shards.schema import round_mantissa
-from reinforce.storage import StorageError
+from reinforce.storage import StorageError, find_shards, open_store
 from reinforce.teachers import FakeTeacher
 from reinforce.views.draw import draw, view_seed
 from reinforce.views.render import render
@@ -262,6 +267,33 @@ def test_resume_computes_only_what_is_missing_and_never_overwrites(tmp_path: Pat
     assert (again.num_complete_before, again.done.num_samples) == (3, 0)
 
 
+def test_two_runs_at_once_overwrite_nothing(tmp_path: Path) -> None:
+    """A run that listed before another committed computes again, in vain, and changes no object."""
+    write_tar(tmp_path / "in" / "a.tar", pairs(5))
+    run(fake_plan(), tmp_path / "in", tmp_path / "out")
+    before = identities(tmp_path / "out")
+    _, refs = find_shards([str(tmp_path / "in")])
+    task = missing_of(refs[0], fake_plan(), existing=set())
+    assert task is not None
+    output = open_store(str(tmp_path / "out"))
+    summary = run_local([task], fake_plan(), output, Console(file=io.StringIO()))
+    assert (summary.done.num_samples, summary.done.num_files) == (5, 0)
+    assert identities(tmp_path / "out") == before
+
+
+def test_what_a_killed_run_spooled_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    for name in ("reinforce-spool-dead", "reinforce-spool-live", "somebody-elses"):
+        (tmp_path / "tmp" / name).mkdir(parents=True)
+        (tmp_path / "tmp" / name / "lock").touch()
+    write_tar(tmp_path / "in" / "a.tar", pairs(2))
+    with (tmp_path / "tmp" / "reinforce-spool-live" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run(fake_plan(), tmp_path / "in", tmp_path / "out")
+    left = sorted(path.name for path in (tmp_path / "tmp").iterdir())
+    assert left == ["reinforce-spool-live", "somebody-elses"]
+
+
 @pytest.mark.parametrize(
     ("config", "fields"),
     [
@@ -368,9 +400,20 @@ def test_selection_and_limit(tmp_path: Path) -> None:
     kept = {stem: dataset.read(stem, ["captions/fake"]).column("key").to_pylist() for stem in dataset.stems}
     assert kept == {"a": ["00001"], "c": ["00000"]}
     assert summary.done.drops["not_selected"] == 10
-    pq.write_table(table.rename_columns(["shard", "key"]), tmp_path / "bad.parquet")
-    with pytest.raises(ConfigError, match="needs a string column 'stem'"):
-        read_selection(str(tmp_path / "bad.parquet"))
+    assert read_selection(_written(pa.concat_tables([table, table]), tmp_path)).sha256 == selection.sha256
+    large = table.cast(pa.schema([("stem", pa.large_string()), ("key", pa.large_string())]))
+    assert read_selection(_written(large, tmp_path)).sha256 == selection.sha256
+    with pytest.raises(ConfigError, match="needs a string column 'stem'; it has shard: string, key: string"):
+        read_selection(_written(table.rename_columns(["shard", "key"]), tmp_path))
+    for name in ("stem", "key"):
+        columns = {"stem": ["a", "b"], "key": ["c", "d"]} | {name: ["a", None]}
+        with pytest.raises(ConfigError, match=f"column '{name}' has nulls"):
+            read_selection(_written(pa.table(columns), tmp_path))
+
+
+def _written(table: pa.Table, folder: Path) -> str:
+    pq.write_table(table, folder / "other.parquet")
+    return str(folder / "other.parquet")
 
 
 class WaitingTeacher(FakeTeacher):

@@ -56,6 +56,12 @@ def test_paths_resolve_against_the_recipe_and_hub_names_do_not(tmp_path: Path) -
         ({"captioners": {"original": {"kind": "files", "field": "json.x"}}}, "is taken by the source's own captions"),
         ({"captioners": {"c": {"kind": "files"}}}, "kind files needs either path or field"),
         ({"captioners": {"c": {"kind": "open_clip"}}}, "kind open_clip needs model"),
+        (
+            {"captioners": {"c": {"kind": "files", "field": "json.x", "prompt": "a"}}},
+            "prompt is no field of kind files",
+        ),
+        ({"captioners": {"c": {"kind": "open_clip", "model": "a:b", "checkpoint": "c"}}}, "needs a bare open_clip"),
+        ({"captioners": {"c": {"kind": "open_clip", "model": "a", "revision": "b"}}}, "revision is no field of kind"),
         ({"source": {"captions": ["csv"]}}, "caption field 'csv' must be 'txt' or 'json.FIELD'"),
         ({"source": {"modalities": {"t": "jpg"}}}, "suffix 'jpg' is not a modality's"),
         ({"source": {"modalities": {"t": "ir.jpg", "u": "IR.jpg"}}}, "two modalities have one suffix"),

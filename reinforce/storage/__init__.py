@@ -4,8 +4,8 @@ The only package that knows what `s3://` is; everyone else holds a `Store` and p
 obstore and botocore load when the first remote store is opened.
 """
 
-from .location import open_store
+from .location import open_parent, open_store
 from .shard_uris import ShardRef, find_shards
 from .store import ObjectInfo, StorageError, Store
 
-__all__ = ["ObjectInfo", "ShardRef", "StorageError", "Store", "find_shards", "open_store"]
+__all__ = ["ObjectInfo", "ShardRef", "StorageError", "Store", "find_shards", "open_parent", "open_store"]

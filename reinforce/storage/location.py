@@ -63,6 +63,13 @@ def open_store(uri: str, *, create: bool = False) -> Store:
     return location.open()
 
 
+def open_parent(uri: str) -> tuple[Store, str]:
+    """The folder or prefix that holds one object, opened, and the object's name there."""
+    location = parse_location(uri)
+    parent, _, name = location.path.rpartition("/")
+    return location.at(parent).open(), name
+
+
 def parse_location(uri: str) -> Location:
     """Parse a URI or a plain path, relative to the working directory; its path may hold glob characters."""
     if not uri:

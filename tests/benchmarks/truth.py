@@ -68,6 +68,12 @@ def zero_shot_weights(name: str) -> np.ndarray:
     return normalize(embeddings.view(len(names), len(TEMPLATES), -1).mean(dim=1), dim=-1).numpy()
 
 
+def unit_norm(stored: np.ndarray) -> np.ndarray:
+    """Stored rows in fp32; rounding the significand moves their norm by up to 1e-3 in these few dimensions."""
+    rows = stored.astype(np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
 def kept_rows(dataset: Any, stem: str) -> list[dict[str, Any]]:
     return [row for row in dataset.spine(stem).to_pylist() if row["drop_reason"] is None]
 
@@ -85,7 +91,7 @@ def check_test_set(dataset: Any, name: str) -> tuple[np.ndarray, tuple[float, fl
     stored, own, labels = [], [], []
     for stem in dataset.stems:
         samples = members("test", stem)
-        stored.append(dataset.numpy(f"embeddings/{name}/image", stem, "view_000").astype(np.float32))
+        stored.append(unit_norm(dataset.numpy(f"embeddings/{name}/image", stem, "view_000")))
         keys = [row["key"] for row in kept_rows(dataset, stem)]
         own.append(own_embeddings(name, [samples[key]["jpg"] for key in keys]))
         labels += [int(samples[key]["cls"]) for key in keys]
@@ -119,7 +125,7 @@ def recompute_cells(folder: str, num_cells: int, seed: int, split: str = "train"
         tensor = to_tensor[1](to_tensor[0](Image.fromarray(pixels)))
         expected = normalize(model.encode_image(tensor[None]), dim=-1)[0].numpy()
         stored = dataset.numpy(f"embeddings/{name}/image", stem, f"view_{view_index:03d}")[row_index]
-        cosines.append(float(stored.astype(np.float32) @ expected))
+        cosines.append(float(unit_norm(stored[None])[0] @ expected))
     return np.array(cosines)
 
 
