@@ -53,16 +53,16 @@ class ShardReport:
 
     def add(self, other: "ShardReport") -> None:
         """Adds another shard's figures to these."""
-        for field_ in fields(self):
-            value = getattr(other, field_.name)
+        for figure in fields(self):
+            value = getattr(other, figure.name)
             if isinstance(value, Counter):
-                getattr(self, field_.name).update(value)
-            elif field_.name != "stem":
-                setattr(self, field_.name, getattr(self, field_.name) + value)
+                getattr(self, figure.name).update(value)
+            elif figure.name != "stem":
+                setattr(self, figure.name, getattr(self, figure.name) + value)
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON data."""
-        values = {field_.name: getattr(self, field_.name) for field_ in fields(self)}
+        values = {figure.name: getattr(self, figure.name) for figure in fields(self)}
         return {name: dict(+value) if isinstance(value, Counter) else value for name, value in values.items()}
 
 
@@ -91,11 +91,13 @@ def reinforce_images(
     for its neighbours. `on_batch` sees the report grow.
     """
     report = ShardReport(shard.stem)
-    files = {p.signal: _SignalFile(p, _open_writer(p, spool)) for p in shard.task.missing}
-    spine = ShardFileWriter(spool / "spine.parquet", SPINE_SCHEMA) if shard.task.needs_spine else None
-    stored = _stored_captions(shard, plan, output)
+    files: dict[Signal, _SignalFile] = {}
+    spine = None
     digests = {captioner.name: hashlib.sha256() for captioner in plan.captioners}
     try:
+        files |= {p.signal: _SignalFile(p, _open_writer(p, spool)) for p in shard.task.missing}
+        spine = ShardFileWriter(spool / "spine.parquet", SPINE_SCHEMA) if shard.task.needs_spine else None
+        stored = _stored_captions(shard, plan, output)
         for batch in _batches(shard, spine, report, plan.config.batch_size):
             # Captions first: the text towers read them.
             captions = {ORIGINAL: [list(prepared.sample.captions) for prepared in batch]}

@@ -387,6 +387,18 @@ def test_a_changed_source_is_refused_not_mixed(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "captions" / "fake" / "s.parquet").exists()
 
 
+def test_a_damaged_file_of_an_earlier_build_fails_its_shard_only(tmp_path: Path) -> None:
+    """More samples than may be prepared ahead: what a failed shard leaves unused must not hold up the next."""
+    for stem in "ab":
+        write_tar(tmp_path / "in" / f"{stem}.tar", pairs(40))
+    run(fake_plan(teachers=[]), tmp_path / "in", tmp_path / "out")
+    (tmp_path / "out" / "captions" / "fake" / "a.parquet").write_bytes(b"damaged")
+    summary = run(fake_plan(), tmp_path / "in", tmp_path / "out")
+    assert list(summary.failed) == ["a"]
+    assert "captions/fake/a.parquet: not a file of this format" in summary.failed["a"]
+    assert reinforce.open_dataset(str(tmp_path / "out")).stems_of("embeddings/large/image") == ["b"]
+
+
 def test_selection_and_limit(tmp_path: Path) -> None:
     for stem in "abc":
         write_tar(tmp_path / "in" / f"{stem}.tar", pairs(6))
