@@ -52,6 +52,9 @@ def load_open_clip(model: str, *, checkpoint: str | None = None, sha256: str | N
 
 def transformers_folder(model: str, revision: str | None) -> Path:
     """The local folder of a transformers model: itself, or the hub's snapshot at `revision`."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for each file of weights says nothing a build's own progress does not
     if Path(model).is_dir():
         return Path(model)
     if model.startswith("/"):

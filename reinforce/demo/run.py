@@ -22,15 +22,19 @@ def run_demo(output: Path, num_images: int, console: Console | None = None) -> i
     console = console or Console()
     scenes, reinforced = output / "scenes", output / "reinforced"
     _write_scenes(scenes, num_images, console)
-    console.print(f"\n[bold]reinforce build --shards {scenes} --recipe {RECIPE} --output {reinforced}[/bold]")
+    _command(console, f"reinforce build --shards {scenes} --recipe {RECIPE} --output {reinforced}")
     summary = build(str(scenes), str(reinforced), RECIPE, console=console)
-    console.print(describe(summary), markup=False, highlight=False)
-    console.print(f"\n[bold]reinforce inspect {reinforced}[/bold]")
+    console.print(describe(summary), markup=False, highlight=False, soft_wrap=True)
+    _command(console, f"reinforce inspect {reinforced}")
     console.print(render_table(inspect_dataset(str(reinforced), shards=[str(scenes)])))
     console.print(
         f"To see the samples: reinforce inspect {reinforced} --html {output / 'samples.html'}", soft_wrap=True
     )
     return 1 if summary.failed else 0
+
+
+def _command(console: Console, command: str) -> None:
+    console.print(f"\n{command}", style="bold", markup=False, highlight=False, soft_wrap=True)
 
 
 def _write_scenes(scenes: Path, num_images: int, console: Console) -> None:
