@@ -190,7 +190,7 @@ def test_rotated_image_is_upright_once_its_tag_is_heeded(samples: list[Members])
 @pytest.mark.parametrize("name", ["demo-a", "demo-b"])
 def test_teacher_knows_the_classes_and_prefers_the_truth(name: str, scenes: list[Scene]) -> None:
     teacher = LoadedTeacher(MODELS / name)
-    assert teacher.zero_shot_accuracy(scenes) > 0.8  # chance is 0.083
+    assert teacher.zero_shot_accuracy(scenes) > 0.88  # chance is 0.083
     assert teacher.preference_for_truth(scenes) > 0.93  # chance is 0.5
 
 
@@ -218,13 +218,14 @@ def test_teachers_differ_in_what_a_build_must_not_assume() -> None:
 
 def test_captioner_says_what_it_sees(scenes: list[Scene]) -> None:
     named, coloured = caption_accuracy(caption_scenes(MODELS / "demo-captioner", scenes), scenes)
-    assert named > 0.8  # chance is 0.1
+    assert named > 0.5  # chance is 0.1
     assert coloured > 0.8
 
 
 def test_captioner_samples_alike_with_and_without_a_cache(scenes: list[Scene]) -> None:
     model = AutoModelForImageTextToText.from_pretrained(MODELS / "demo-captioner").eval()
     processor = AutoProcessor.from_pretrained(MODELS / "demo-captioner")
+    assert model.dtype == torch.float32  # though stored in half precision
     inputs = processor(images=[render_scene(scene, 96) for scene in scenes[:8]], return_tensors="pt")
     texts = []
     for use_cache in (True, False):
