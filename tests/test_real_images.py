@@ -4,10 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import reinforce
+from reinforce.config import ViewPolicy, load_recipe
+from reinforce.decode import decode
 from reinforce.shards.dataset import Dataset
+from reinforce.shards.source import SourceShard
+from reinforce.teachers import load_teacher
+from reinforce.views.draw import draw, view_seed
+from reinforce.views.render import render
 from tests.benchmarks import truth
+from tests.test_views import reference_render
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +54,25 @@ def test_photographs_of_many_sizes(shared: Path, tmp_path: Path) -> None:
     spine = reinforce.open_dataset(output).spine("00000").slice(0, 10).to_pylist()
     assert len({(row["image_width"], row["image_height"]) for row in spine}) > 3
     assert all(len(row["captions"]) == 3 for row in spine)
+
+
+@pytest.mark.parametrize("name", ["cifar10_a", "cifar10_b"])
+def test_a_teacher_sees_the_same_in_our_views_as_in_torchvisions(shared: Path, name: str) -> None:
+    config = load_recipe("cifar10").build
+    teacher = load_teacher(name, config.teachers[name], device=torch.device("cpu"), batch_size=64)
+    samples = list(SourceShard(shared / "data" / "coco_mini" / "00000.tar", config.source).samples())[:20]
+    ours, theirs = [], []
+    for sample in samples:
+        image = decode(sample.image, 10**9)
+        assert isinstance(image, np.ndarray)
+        for index in range(4):
+            view = draw(ViewPolicy(), view_seed(0, sample.key), index, image.shape[1], image.shape[0])
+            ours.append(render(image, view, teacher.image_size))
+            theirs.append(reference_render(image, view, teacher.image_size))
+    cosines = (teacher.embed_images(np.stack(ours)) * teacher.embed_images(np.stack(theirs))).sum(axis=1)
+    print(f"{name}: cosine of our views to torchvision's, median {np.median(cosines):.5f}, worst {cosines.min():.5f}")
+    assert np.median(cosines) >= 0.99
+    assert cosines.min() >= 0.9
 
 
 def test_a_second_modality_is_carried(shared: Path, tmp_path: Path) -> None:
