@@ -2,7 +2,7 @@
 
     python -m reinforce.demo.train_models --output reinforce/demo/models
 
-About 20 minutes on one core, without a network. Trained on right captions only, on scenes whose seeds no demo data
+About 35 minutes on one core, without a network. Trained on right captions only, on scenes whose seeds no demo data
 uses, under the crops and RandAugment of a build, so that the embeddings of augmented views mean something.
 """
 
