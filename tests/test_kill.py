@@ -62,10 +62,10 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
         output = tmp_path / f"killed_{kill}"
         child = processes.Process(target=build, args=(tmp_path / "in", output))
         child.start()
-        # A quarter of the moments are anywhere, also before the first commit; the others after it.
-        while kill % 4 and child.is_alive() and not list(output.glob("samples/*.parquet")):
+        # One moment in five is anywhere, also before the first commit; the others after it.
+        while kill % 5 and child.is_alive() and not list(output.glob("samples/*.parquet")):
             time.sleep(0.002)
-        time.sleep(generator.uniform(0, between_commits_s * (0.8 if kill % 4 else 1.5)))
+        time.sleep(generator.uniform(0, between_commits_s * (0.65 if kill % 5 else 1.5)))
         child.kill()
         child.join()
         visible = data_files(output)
