@@ -181,7 +181,10 @@ def _find_shards(uris: Sequence[str], root: str | None, recorded_root: str | Non
     """
     found_root, refs = find_shards(uris, root or (recorded_root.partition("?")[0] if recorded_root else None))
     for ref in refs:
-        check_stem(ref.stem)
+        try:
+            check_stem(ref.stem)
+        except ValueError as error:
+            raise ConfigError(f"--shards: {error}; rename the shard") from None
     return found_root, refs
 
 

@@ -157,3 +157,9 @@ def test_help_names_every_command() -> None:
     assert result.exit_code == 0
     for command in ("build", "inspect", "demo"):
         assert command in result.stdout
+
+
+def test_a_shard_name_that_cannot_be_a_path(workspace: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "a\\b.tar", pairs(1))
+    result = build(workspace, "--output", str(tmp_path / "out"), shards=str(tmp_path / "in"))
+    assert_one_line(result, "cannot be a path below the dataset; rename the shard")
