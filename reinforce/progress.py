@@ -5,7 +5,6 @@ import os
 import platform
 import secrets
 import time
-from collections import Counter
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from reinforce.builder import ShardReport
+from reinforce.formatting import format_counts, format_seconds
 from reinforce.plan import software
 from reinforce.prefetch import StageTimes
 from reinforce.storage import Store
@@ -135,16 +135,6 @@ def hardware() -> dict[str, Any]:
     return {"hardware": machine, "software": software()}
 
 
-def format_counts(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in sorted((+counts).items()))
-
-
 def format_stages(times: StageTimes) -> str:
     """The time split: busy seconds of every stage (CPU stages overlap the models, so they may add up to more)."""
     return ", ".join(f"{stage} {times.seconds[stage]:.0f} s" for stage in _STAGES if times.seconds[stage] >= 0.5)
-
-
-def format_seconds(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -21,9 +21,10 @@ from rich.console import Console
 from reinforce.builder import ShardReport, reinforce_images
 from reinforce.captioners import load_captioner
 from reinforce.config import BuildConfig, ConfigError, Recipe, load_recipe
+from reinforce.formatting import format_counts, format_seconds
 from reinforce.plan import BuildPlan
 from reinforce.prefetch import Prefetcher, PreparedShard, ShardTask, StageTimes
-from reinforce.progress import Progress, RunLog, format_counts, format_seconds, hardware
+from reinforce.progress import Progress, RunLog, hardware
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.dataset import DATASET_FILE, read_document
 from reinforce.shards.schema import check_stem, failure_file, spine_file

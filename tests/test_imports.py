@@ -12,8 +12,23 @@ PACKAGE = Path(__file__).parent.parent / "reinforce"
 # Module prefix -> prefixes of ours it may import. The order is the reading order: nothing imports what is above it.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "cli": ("",),
-    "demo": ("demo", "config", "runners", "inspection", "sample", "shards", "storage"),
-    "inspection": ("inspection", "shards", "views", "storage", "sample", "config", "decode", "plan"),
+    "demo": ("demo", "config", "runners", "inspection", "sample", "shards", "storage", "student", "evaluate"),
+    "deploy": ("deploy", "student", "shards", "decode", "views", "storage", "config", "weights"),
+    "student": (
+        "student",
+        "evaluate",
+        "shards",
+        "decode",
+        "views",
+        "selection",
+        "weights",
+        "storage",
+        "sample",
+        "config",
+        "formatting",
+    ),
+    "evaluate": ("shards", "decode", "views", "selection", "weights", "storage", "sample", "config", "formatting"),
+    "inspection": ("inspection", "shards", "views", "storage", "sample", "config", "decode", "plan", "formatting"),
     "runners": (
         "builder",
         "plan",
@@ -26,8 +41,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "storage",
         "config",
         "weights",
+        "formatting",
     ),
-    "progress": ("builder", "plan", "prefetch", "storage"),
+    "progress": ("builder", "plan", "prefetch", "storage", "formatting"),
     "builder": ("captioners", "plan", "prefetch", "sample", "shards", "storage"),
     "prefetch": ("plan", "decode", "sample", "shards", "storage", "views"),
     "plan": ("captioners", "teachers", "selection", "shards", "storage", "config"),
@@ -39,7 +55,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "decode": ("sample",),
     "shards": ("shards", "storage", "sample", "config"),
     "storage": ("storage",),
-    "config": (),
+    "config": ("config",),
+    "formatting": (),
     "sample": (),
 }
 

@@ -1,34 +1,11 @@
-"""What a user decides: the recipe, as frozen pydantic models, read from YAML with `--set` overrides.
-
-A recipe names models and says how to use them; what a process discovers (device, paths of fetched weights) is not
-here. Every error is a `ConfigError` of one line that names the field. Importing this loads neither torch nor ray.
-"""
+"""The `build:` section: the source, the views, the teachers and the captioners."""
 
 import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-Precision = Literal["fp32", "bf16", "fp16"]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class ConfigError(ValueError):
-    """A recipe or an option that cannot be used; the message is one line that names the field."""
-
-
-def _check_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"name {name!r} must be of a-z, 0-9 and _ only")
-    return name
-
-
-def _check_captioner_name(name: str) -> str:
-    if name == "original":
-        raise ValueError("name 'original' is taken by the source's own captions")
-    return _check_name(name)
+from reinforce.config.base import CaptionerName, Name, Precision, Sha256, Strict
 
 
 def _check_caption_field(field: str) -> str:
@@ -42,16 +19,10 @@ def _check_checkpoint(model: str | None, checkpoint: str | None) -> None:
         raise ValueError(f"checkpoint needs a bare open_clip architecture as model, not {model!r}")
 
 
-Name = Annotated[str, AfterValidator(_check_name)]
-CaptionerName = Annotated[str, AfterValidator(_check_captioner_name)]
 CaptionField = Annotated[str, AfterValidator(_check_caption_field)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SourceConfig(_Strict):
+class SourceConfig(Strict):
     """What is read from the source shards."""
 
     captions: tuple[CaptionField, ...] = ("txt",)
@@ -75,7 +46,7 @@ class SourceConfig(_Strict):
         return dict(zip(modalities, suffixes, strict=True))
 
 
-class ViewPolicy(_Strict):
+class ViewPolicy(Strict):
     """How the augmented views 1..K are drawn. The defaults are the preset `mobileclip-v1` (arXiv 2311.17049)."""
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -110,7 +81,7 @@ class ViewsConfig(ViewPolicy):
         return ViewPolicy(**self.model_dump(exclude={"count"}))
 
 
-class TeacherConfig(_Strict):
+class TeacherConfig(Strict):
     """A model that embeds images and texts."""
 
     kind: Literal["open_clip", "transformers"] = "open_clip"
@@ -140,7 +111,7 @@ class TeacherConfig(_Strict):
         return self
 
 
-class CaptionerConfig(_Strict):
+class CaptionerConfig(Strict):
     """A model that writes captions of the clean view, or a place where captions already are."""
 
     kind: Literal["transformers", "open_clip", "files"]
@@ -185,7 +156,7 @@ _FIELDS_OF_CAPTIONERS = {
 }
 
 
-class BuildConfig(_Strict):
+class BuildConfig(Strict):
     """The `build:` section of a recipe."""
 
     seed: int = Field(0, ge=0, lt=2**64)
@@ -202,103 +173,3 @@ class BuildConfig(_Strict):
     """Decode and render threads; default: the cores that the models leave, at least one."""
     device: str = "auto"
     """`auto` (cuda, else cpu), `cpu`, `cuda`, `cuda:N`."""
-
-
-class Recipe(_Strict):
-    """A recipe file."""
-
-    build: BuildConfig = BuildConfig()
-
-
-def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
-    """Reads a recipe by NAME (one that comes with the package) or FILE and applies `field.path=YAML` overrides.
-
-    Relative paths in the file resolve against its folder, those in overrides against the working directory.
-    Raises `ConfigError`.
-    """
-    path = _find_recipe(name_or_path)
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"recipe {path}: must be a mapping with a 'build:' section")
-    _resolve_paths(content, path.parent.resolve())
-    for override in overrides or []:
-        _apply_override(content, override)
-    _resolve_paths(content, Path.cwd())
-    return parse_recipe(content, where=f"recipe {path}")
-
-
-def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
-    """Validates a recipe given as plain data; raises `ConfigError` with the first problem."""
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "no such field"
-        raise ConfigError(f"{where}: {field}: {message}") from None
-
-
-def builtin_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, name -> file."""
-    package = Path(__file__).parent
-    folder = package / "pipelines" if (package / "pipelines").is_dir() else package.parent / "pipelines"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def _find_recipe(name_or_path: str) -> Path:
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    known = builtin_recipes()
-    if name_or_path in known:
-        return known[name_or_path]
-    raise ConfigError(f"--recipe {name_or_path}: no such file, nor one of the recipes {', '.join(known)}")
-
-
-def _apply_override(content: dict[str, Any], override: str) -> None:
-    field, equals, value = override.partition("=")
-    if not equals or not field:
-        raise ConfigError(f"--set {override}: must be FIELD=VALUE, such as build.views.count=3")
-    *parents, last = field.split(".")
-    node = content
-    for part in parents:
-        child = node.get(part)
-        if child is None:
-            child = node[part] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {override}: {part} has no fields")
-        node = child
-    try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not YAML") from None
-
-
-def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
-    """Makes local paths of models, checkpoints and caption files absolute, in place.
-
-    `{reinforce}` in one stands for the installed package's folder.
-    """
-    build = content.get("build")
-    for section in ("teachers", "captioners"):
-        models = build.get(section) if isinstance(build, dict) else None
-        for model in models.values() if isinstance(models, dict) else []:
-            if isinstance(model, dict):
-                for key in ("model", "checkpoint", "path"):
-                    if isinstance(model.get(key), str):
-                        model[key] = _resolve_path(model[key], folder, is_model=key == "model")
-
-
-def _resolve_path(value: str, folder: Path, *, is_model: bool) -> str:
-    prefix = "local-dir:" if value.startswith("local-dir:") else ""
-    path = value.removeprefix(prefix).replace("{reinforce}", str(Path(__file__).parent))
-    # A bare model name may look like a relative path (`org/name`); it is one only if written as one.
-    is_path = bool(prefix) or path.startswith((".", "/", "~")) or not (is_model or "://" in path)
-    return prefix + str((folder / Path(path).expanduser()).resolve()) if is_path else value

@@ -1,0 +1,47 @@
+"""What a user decides: the recipe, as frozen pydantic models, read from YAML with `--set` overrides.
+
+A recipe names models and says how to use them; what a process discovers (device, paths of fetched weights) is not
+here. Every error is a `ConfigError` of one line that names the field. Importing this loads neither torch nor ray.
+"""
+
+from reinforce.config.base import ConfigError, Precision
+from reinforce.config.build import (
+    BuildConfig,
+    CaptionerConfig,
+    SourceConfig,
+    TeacherConfig,
+    ViewPolicy,
+    ViewsConfig,
+)
+from reinforce.config.recipe import Recipe, builtin_recipes, load_recipe, parse_recipe
+from reinforce.config.student import (
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    OptimizerConfig,
+    StudentConfig,
+    StudentModelConfig,
+    TextTowerConfig,
+)
+
+__all__ = [
+    "BuildConfig",
+    "CaptionerConfig",
+    "ConfigError",
+    "DataConfig",
+    "EvaluationConfig",
+    "LossConfig",
+    "OptimizerConfig",
+    "Precision",
+    "Recipe",
+    "SourceConfig",
+    "StudentConfig",
+    "StudentModelConfig",
+    "TeacherConfig",
+    "TextTowerConfig",
+    "ViewPolicy",
+    "ViewsConfig",
+    "builtin_recipes",
+    "load_recipe",
+    "parse_recipe",
+]

@@ -1,0 +1,164 @@
+"""The `student:` section: the student, what it reads, what it learns from, and how it is trained."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from reinforce.config.base import CaptionerName, Name, Strict
+
+Policy = Literal["error", "skip"]
+
+
+class TextTowerConfig(Strict):
+    """The text transformer beside a timm backbone."""
+
+    context_length: int = Field(77, ge=4)
+    width: int = Field(512, ge=8)
+    heads: int = Field(8, ge=1)
+    layers: int = Field(12, ge=1)
+
+
+class StudentModelConfig(Strict):
+    """The student: any open_clip architecture, or any timm backbone with a projection and a text transformer."""
+
+    architecture: str | None = None
+    """The name of an open_clip configuration, such as `MobileCLIP-S1`."""
+    backbone: str | None = None
+    """The name of a timm model, such as `fastvit_t8`, instead."""
+    projection: Literal["linear", "mlp"] = "linear"
+    """From the backbone's pooled features to the embedding."""
+    embed_dim: int = Field(512, ge=1)
+    image_size: int | None = Field(None, ge=16)
+    """Side of the student's images in pixels; default: the architecture's, or the backbone's own."""
+    text: TextTowerConfig | None = TextTowerConfig()
+    """The text transformer of a backbone. null: an image tower alone, in the space of its one teacher."""
+    tokenizer: str | None = None
+    """A transformers tokenizer: a folder or a hub id; default: the architecture's, or CLIP's byte-pair encoding."""
+    checkpoint: str | None = None
+    """Weights to start from: a tag of the architecture that open_clip knows, a file or URI, or a student's folder.
+    `imagenet`: the backbone's own weights from timm. Default: from scratch."""
+    mean: tuple[float, float, float] | None = None
+    """Normalisation of the images; default: the architecture's, or CLIP's."""
+    std: tuple[float, float, float] | None = None
+
+    @model_validator(mode="after")
+    def _check_fields_of_kind(self) -> Self:
+        if (self.architecture is None) == (self.backbone is None):
+            raise ValueError("give either architecture (of open_clip) or backbone (of timm)")
+        of_backbones = {"projection", "embed_dim", "text"} & self.model_fields_set
+        if self.architecture and of_backbones:
+            raise ValueError(f"{sorted(of_backbones)[0]} belongs to a backbone; an architecture has its own")
+        if self.architecture and self.checkpoint == "imagenet":
+            raise ValueError("checkpoint imagenet belongs to a backbone")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give both mean and std, or neither")
+        return self
+
+
+class DataConfig(Strict):
+    """What is read of a reinforced dataset, in which order, and what happens to what cannot be used."""
+
+    teachers: tuple[Name, ...] | None = None
+    """Teachers to learn from; default: all of the dataset."""
+    captioners: tuple[CaptionerName, ...] | None = None
+    """Captioners whose captions are read; default: all of the dataset. []: none."""
+    original_captions: bool = True
+    """Whether the source's own captions are read."""
+    views: int | None = Field(None, ge=0)
+    """Use only the views 1..N; default: all that are stored. 0: the clean view. With loss clip any number is drawn."""
+    open_shards: int = Field(4, ge=1)
+    """Shards that are shuffled together, by each worker."""
+    workers: int = Field(1, ge=0)
+    """Processes that read, decode and render, for each training process. 0: the training process itself."""
+    missing: Policy = "error"
+    """A shard that is not there, or without one of the signals."""
+    damaged: Policy = "error"
+    """A shard whose files are damaged or are not of this dataset and source."""
+    unusable: Policy = "skip"
+    """A sample without a caption, with a null cell, or whose image does not decode."""
+    verify_images: bool = True
+    """Refuse an image whose sha256 is not the recorded one. false: only another aspect ratio is refused, as for images
+    that were resized since."""
+
+
+class LossConfig(Strict):
+    """The loss: `clip`, or `mobileclip` (arXiv 2311.17049, section 3)."""
+
+    kind: Literal["clip", "mobileclip"] = "mobileclip"
+    distillation: float = Field(1.0, ge=0, le=1)
+    """mobileclip: the weight of distillation, against 1 - it of the contrastive loss. 0.7 favours retrieval."""
+    teacher_scales: dict[Name, float] = {}
+    """mobileclip: logit scales other than those the dataset records, by teacher."""
+    feature_weight: float = Field(0.0, ge=0)
+    """Weight of the squared error to each teacher's embeddings through a linear map; CLIP-KD's (arXiv 2307.12732) is
+    2000."""
+    mask_same_captions: bool = False
+    """Whether samples with the very same caption are no negatives of one another in the contrastive loss."""
+    initial_logit_scale: float = Field(1 / 0.07, gt=0)
+    max_logit_scale: float = Field(100.0, gt=0)
+
+
+class OptimizerConfig(Strict):
+    """AdamW with a linear warm-up and a cosine; the defaults are MobileCLIP's."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    min_learning_rate: float = Field(1e-6, ge=0)
+    warmup_steps: int = Field(1000, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.2, ge=0)
+    """Of matrices and filters; gains, biases and the logit scale have none."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest norm of the gradient; null: any."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and saved."""
+
+
+class EvaluationConfig(Strict):
+    """Zero-shot accuracy while training, on labelled shards (`.cls` members and `classnames.txt`)."""
+
+    shards: tuple[str, ...]
+    """Shard URIs. Never the test set if anything is chosen by it."""
+    select: str | None = None
+    """A Parquet of (stem, key): only these samples."""
+    every_steps: int = Field(1000, ge=1)
+    templates: str | None = None
+    """A file of prompt templates, one a line, with {}; default: as `reinforce evaluate`."""
+
+
+class StudentConfig(Strict):
+    """The `student:` section of a recipe."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of the initial weights and of the order and choice of the data."""
+    model: StudentModelConfig
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    evaluation: EvaluationConfig | None = None
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps."""
+    epochs: float | None = Field(None, gt=0)
+    """Instead of steps: how often every kept sample is seen, on average."""
+    batch_size: int = Field(1024, ge=2)
+    """Samples a step, over all processes."""
+    accumulate: int = Field(1, ge=1)
+    """Parts in which a process goes through its share of the batch: less memory, the same gradient, more time."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast."""
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    device: str = "auto"
+    threads: int = Field(1, ge=1)
+    """torch threads of the training process on a CPU."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Steps between checkpoints, of which the latest is kept."""
+    log_every: int = Field(50, ge=1)
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if self.loss.kind == "clip" and self.loss.feature_weight:
+            raise ValueError("loss.feature_weight belongs to loss.kind mobileclip")
+        return self

@@ -1,0 +1,67 @@
+"""What the reader hands to a trainer: one batch of views, tokens and what the teachers said of exactly these."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float16, Int64, UInt8
+from torch import Tensor
+
+ORIGINAL = "original"
+SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Row i of every tensor is the sample `keys[i]` of shard `stems[i]`.
+
+    `images` are views as bytes: divide by 255 and normalise as the student wants it. `texts`, and the teachers'
+    embeddings of them, are by role: `original` is a caption of the source, `synthetic` one of a captioner. Teachers
+    are in the order of their names; their embeddings are unit-norm up to the rounding of `mantissa_bits` and belong to
+    this view and these captions.
+    """
+
+    keys: list[str]
+    stems: list[str]
+    images: UInt8[Tensor, "batch 3 size size"]
+    texts: dict[str, Int64[Tensor, "batch context"]]
+    teacher_images: dict[str, Float16[Tensor, "batch dim"]]
+    teacher_texts: dict[str, dict[str, Float16[Tensor, "batch dim"]]]
+    """By role, then by teacher."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch with its tensors on `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """What a DataLoader with `pin_memory=True` calls."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+    def split(self, num_parts: int) -> list["Batch"]:
+        """The rows in `num_parts` consecutive parts of equal size; raises ValueError if they do not divide."""
+        size, rest = divmod(len(self), num_parts)
+        if rest:
+            raise ValueError(f"a batch of {len(self)} rows does not split into {num_parts} equal parts")
+        return [self._rows(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    def _rows(self, rows: slice) -> "Batch":
+        part = self.map(lambda tensor: tensor[rows])
+        return replace(part, keys=self.keys[rows], stems=self.stems[rows])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with `function` applied to every tensor."""
+
+        def of(value: Any) -> Any:
+            return {name: of(item) for name, item in value.items()} if isinstance(value, dict) else function(value)
+
+        return replace(
+            self,
+            images=of(self.images),
+            texts=of(self.texts),
+            teacher_images=of(self.teacher_images),
+            teacher_texts=of(self.teacher_texts),
+        )
