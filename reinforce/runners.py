@@ -5,11 +5,8 @@ one function.
 """
 
 import errno
-import fcntl
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,7 +26,7 @@ from reinforce.selection import Selection, read_selection
 from reinforce.shards.dataset import DATASET_FILE, read_document
 from reinforce.shards.schema import check_stem, failure_file, spine_file
 from reinforce.shards.source import ShardError
-from reinforce.storage import ShardRef, Store, find_shards, open_store
+from reinforce.storage import ShardRef, Store, find_shards, open_spool, open_store
 from reinforce.teachers import load_teacher
 from reinforce.weights import resolve_device
 
@@ -136,7 +133,7 @@ def run_local(tasks: Sequence[ShardTask], plan: BuildPlan, output: Store, consol
     log = RunLog(output)
     failed: dict[str, list[str]] = {}
     progress = Progress(len(tasks), sum(task.shard.size for task in tasks), times, console)
-    with progress, _spool() as spool, _logged(log, tasks, plan.config, progress):
+    with progress, open_spool() as spool, _logged(log, tasks, plan.config, progress):
         workers = plan.config.workers or max(1, len(os.sched_getaffinity(0)) - plan.config.threads)
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             retry = []
@@ -237,19 +234,6 @@ def _close(log: RunLog, progress: Progress) -> None:
     seconds = {stage: round(spent, 3) for stage, spent in progress.times.seconds.items()}
     log.event("end", elapsed_s=round(progress.elapsed_s, 3), stage_seconds=seconds, **progress.total.to_json())
     log.flush()
-
-
-@contextmanager
-def _spool() -> Iterator[Path]:
-    """A folder for files under way, locked while in use; what killed runs left is unlocked, and removed here."""
-    for lock in Path(tempfile.gettempdir()).glob("reinforce-spool-*/lock"):
-        with suppress(OSError), lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent)
-    temporary = tempfile.TemporaryDirectory(prefix="reinforce-spool-", ignore_cleanup_errors=True)
-    with temporary as folder, (Path(folder) / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield Path(folder)
 
 
 def _reason(error: Exception) -> str:

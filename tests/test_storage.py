@@ -57,6 +57,15 @@ def test_what_was_put_can_be_read_listed_and_deleted(store: Store, tmp_path: Pat
     assert not store.exists("a/x")
 
 
+def test_only_a_folders_objects_are_files_of_this_machine(store: Store, tmp_path: Path) -> None:
+    store.put("a b/x", b"1")
+    path = store.local_path("a b/x")
+    assert path == (tmp_path / "store" / "a b" / "x" if store.uri.startswith("file:") else None)
+    assert path is None or path.read_bytes() == b"1"
+    with pytest.raises(StorageError, match="unsafe path"):
+        store.local_path("../x")
+
+
 def test_creating_twice_changes_nothing(store: Store, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     spool.write_bytes(b"second")

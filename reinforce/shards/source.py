@@ -61,6 +61,15 @@ class SourceShard:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def images(self) -> dict[str, Member]:
+        """Where in the tar each key's image is, of the keys that have one."""
+        found = {}
+        for entry in self._entries:
+            suffix = next((suffix for suffix in entry.members if suffix in IMAGE_SUFFIXES), None)
+            if suffix is not None and not entry.is_duplicate:
+                found[entry.key] = entry.members[suffix]
+        return found
+
     def samples(
         self,
         *,

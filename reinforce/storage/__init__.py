@@ -6,6 +6,7 @@ obstore and botocore load when the first remote store is opened.
 
 from .location import open_parent, open_store
 from .shard_uris import ShardRef, find_shards
+from .spool import open_spool
 from .store import ObjectInfo, StorageError, Store
 
-__all__ = ["ObjectInfo", "ShardRef", "StorageError", "Store", "find_shards", "open_parent", "open_store"]
+__all__ = ["ObjectInfo", "ShardRef", "StorageError", "Store", "find_shards", "open_parent", "open_spool", "open_store"]

@@ -118,6 +118,10 @@ class Bucket:
             target.unlink(missing_ok=True)
             raise
 
+    def local_path(self, path: str) -> Path | None:
+        check_path(path)
+        return None
+
     def put_if_absent(self, path: str, data: bytes | Path) -> bool:
         from obstore.exceptions import AlreadyExistsError
 

@@ -87,6 +87,9 @@ class LocalFolder:
             raise StorageError(f"{self.uri_of(path)} has {copied} bytes, not the {expected} listed: did it change?")
         return copied
 
+    def local_path(self, path: str) -> Path | None:
+        return Path(self._name(path))
+
     def put_if_absent(self, path: str, data: bytes | Path) -> bool:
         target = self._name(path)
         with one_line_errors("write", self.uri_of(path)):

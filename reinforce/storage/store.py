@@ -72,6 +72,9 @@ class Store(Protocol):
         `size` is what a listing said: it also catches a server that shortens an object consistently.
         """
 
+    def local_path(self, path: str) -> Path | None:
+        """Where the object, if it exists, is a file of this machine, to be read in place; None in a bucket."""
+
     def put_if_absent(self, path: str, data: bytes | Path) -> bool:
         """Create the object atomically; False, changing nothing, if it already existed.
 

@@ -1,7 +1,8 @@
 """What the reader hands to a trainer: one batch of views, tokens and what the teachers said of exactly these."""
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +11,15 @@ from torch import Tensor
 
 ORIGINAL = "original"
 SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the stream of one worker: `row` rows into the `group`-th group of shards it shuffles together."""
+
+    worker: int = 0
+    group: int = 0
+    row: int = 0
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,10 @@ class Batch:
     teacher_images: dict[str, Float16[Tensor, "batch dim"]]
     teacher_texts: dict[str, dict[str, Float16[Tensor, "batch dim"]]]
     """By role, then by teacher."""
+    position: Position = Position()
+    """Where the worker that made the batch goes on after it."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """What that worker left out since its last batch, by reason, and the captions it cut."""
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -1,0 +1,207 @@
+"""What a training run reads of a reinforced dataset, checked before anything is read.
+
+The dataset says how many teachers, views and captions there are and at which scale a teacher is to be matched; a
+recipe only narrows that. Every shard is checked, by one listing, to have all the files that will be read.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from reinforce.config import ConfigError, DataConfig, SourceConfig, ViewPolicy
+from reinforce.selection import Selection, read_selection
+from reinforce.shards.dataset import Dataset, open_dataset
+from reinforce.shards.schema import Signal
+from reinforce.storage import StorageError, find_shards
+from reinforce.student.batch import ORIGINAL, SYNTHETIC
+
+_FOOTERS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """Which shards, signals and columns a run reads. Small and picklable: worker processes open the files anew."""
+
+    dataset_uri: str
+    source_root: str
+    stems: tuple[str, ...]
+    """The shards with every file that is needed."""
+    num_skipped_shards: int
+    """Those without, if the recipe skips them."""
+    seed: int
+    data: DataConfig
+    source: SourceConfig
+    policy: ViewPolicy
+    teachers: dict[str, dict[str, Any]]
+    """Name -> the teacher's description in `signal.json`."""
+    num_views: int
+    num_captions: dict[str, int]
+    """Caption source (`original` or a captioner) -> the bound on captions a sample."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Signal folder -> the fingerprint each of its files must have."""
+    selection: Selection | None = None
+
+    @property
+    def captioners(self) -> tuple[str, ...]:
+        return tuple(name for name in self.num_captions if name != ORIGINAL)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The captions of a batch: `original`, `synthetic` or both."""
+        return (ORIGINAL,) * (ORIGINAL in self.num_captions) + (SYNTHETIC,) * bool(self.captioners)
+
+    @property
+    def logit_scales(self) -> dict[str, float]:
+        """The scale at which each teacher is to be matched, as the dataset records it."""
+        return {name: float(model["logit_scale"]) for name, model in self.teachers.items()}
+
+    def count_samples(self) -> int:
+        """Samples an epoch sees: those kept and selected. Reads the footer, or the keys, of every spine."""
+        dataset = open_dataset(self.dataset_uri)
+
+        def count(stem: str) -> int:
+            with dataset.open_spine(stem) as spine:
+                if self.selection is None:
+                    return int(spine.footer["num_kept"])
+                rows = spine.read(["key", "drop_reason"]).to_pylist()
+                keys = self.selection.keys(stem)
+                return sum(row["drop_reason"] is None and row["key"] in keys for row in rows)
+
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+            return sum(pool.map(count, self.stems))
+
+
+def plan_reading(
+    dataset_uri: str,
+    data: DataConfig,
+    *,
+    seed: int = 0,
+    uses_teachers: bool = True,
+    shards: Sequence[str] = (),
+    root: str | None = None,
+    select: str | None = None,
+) -> ReadPlan:
+    """Plans what is read; raises `ConfigError` or `FormatError` with what is missing and what there is.
+
+    `root` is where the source is now, if it moved; `shards` narrows the run to these of its shards.
+    """
+    dataset = open_dataset(dataset_uri)
+    images = {signal.model: document for signal, document in dataset.signals.items() if signal.kind == "image"}
+    teachers = _chosen("teachers", data.teachers, images) if uses_teachers else {}
+    num_captions = _caption_sources(dataset, data, tuple(teachers))
+    signals = [Signal("image", name) for name in teachers]
+    signals += [Signal("captions", name) for name in num_captions if name != ORIGINAL]
+    signals += [Signal("text", teacher, source) for teacher in teachers for source in num_captions]
+    selection = read_selection(select) if select else None
+    source_root, stems = _stems(dataset, shards, root, selection)
+    complete = [stem for stem in stems if all(signal.file(stem) in dataset.sizes for signal in signals)]
+    _check_complete(dataset, signals, stems, complete, data)
+    return ReadPlan(
+        dataset_uri=dataset.store.uri,
+        source_root=source_root,
+        stems=tuple(complete),
+        num_skipped_shards=len(stems) - len(complete),
+        seed=seed,
+        data=data,
+        source=SourceConfig.model_validate(dataset.document["spine"]["source"]),
+        policy=ViewPolicy.model_validate(dataset.document["view_policy"]),
+        teachers={name: document["model"] for name, document in teachers.items()},
+        num_views=_num_views(data, images, teachers),
+        num_captions=num_captions,
+        fingerprints={signal.folder: dataset.signals[signal]["fingerprint"] for signal in signals},
+        selection=selection,
+    )
+
+
+def _chosen(field: str, wanted: tuple[str, ...] | None, found: dict[str, Any]) -> dict[str, Any]:
+    """The signals of the models a recipe names, or of all there are, by name in the order of the dataset."""
+    unknown = sorted(set(wanted or ()) - set(found))
+    if unknown:
+        raise ConfigError(f"student.data.{field}: the dataset has no {unknown[0]!r}; it has {_names(found)}")
+    if not found and wanted is None and field == "teachers":
+        raise ConfigError("student.data.teachers: the dataset has no teacher's image embeddings; use loss.kind clip")
+    return {name: found[name] for name in sorted(found) if wanted is None or name in wanted}
+
+
+def _caption_sources(dataset: Dataset, data: DataConfig, teachers: tuple[str, ...]) -> dict[str, int]:
+    """Bound of captions by source; every teacher must have embedded every source."""
+    captioners = {signal.model: document for signal, document in dataset.signals.items() if signal.kind == "captions"}
+    sources = {}
+    if data.original_captions:
+        sources[ORIGINAL] = int(dataset.document["spine"]["source"]["max_captions"])
+        if not sources[ORIGINAL]:
+            raise ConfigError("student.data.original_captions: the dataset kept none; set it to false")
+    for name, document in _chosen("captioners", data.captioners, captioners).items():
+        sources[name] = int(document["content"]["num_captions"])
+    if not sources:
+        raise ConfigError("student.data: no captions are read; set original_captions or name captioners")
+    for teacher in teachers:
+        for name in sources:
+            signal = Signal("text", teacher, name)
+            if signal not in dataset.signals:
+                hint = "original_captions=false" if name == ORIGINAL else "captioners"
+                raise ConfigError(
+                    f"student.data: the dataset has no {signal.folder}; build it, or set student.data.{hint}"
+                )
+    return sources
+
+
+def _num_views(data: DataConfig, images: dict[str, Any], teachers: dict[str, Any]) -> int:
+    """K of the run: no more than every teacher in use has seen."""
+    stored = min((len(document["columns"]) - 1 for document in (teachers or images).values()), default=None)
+    if data.views is None:
+        if stored is None:
+            raise ConfigError("student.data.views: the dataset has no image embeddings; say how many views to draw")
+        return stored
+    if teachers and stored is not None and data.views > stored:
+        raise ConfigError(f"student.data.views: {data.views} wanted, the dataset's teachers have seen {stored}")
+    return data.views
+
+
+def _stems(
+    dataset: Dataset, shards: Sequence[str], root: str | None, selection: Selection | None
+) -> tuple[str, list[str]]:
+    """Where the source is, and the dataset's shards that the run is to use."""
+    source_root = root or dataset.document["source_root"]
+    stems = dataset.stems
+    if shards:
+        try:
+            source_root, refs = find_shards(shards, root or source_root)
+        except StorageError:
+            if root is not None:
+                raise
+            source_root, refs = find_shards(shards)  # the source moved: its root is where these are
+        wanted = {ref.stem for ref in refs}
+        stems = [stem for stem in stems if stem in wanted]
+        if not stems:
+            example = next(iter(sorted(wanted)), "none")
+            raise ConfigError(
+                f"--shards: none is a shard of the dataset (shard {example}, dataset {dataset.stems[:1]})"
+            )
+    if selection is not None:
+        selected = set(selection.stems)
+        stems = [stem for stem in stems if stem in selected]
+        if not stems:
+            raise ConfigError("--select: names no shard of the dataset")
+    if not stems:
+        raise ConfigError(f"{dataset.store.uri}: holds no finished shard; build it first")
+    return source_root, stems
+
+
+def _check_complete(
+    dataset: Dataset, signals: list[Signal], stems: list[str], complete: list[str], data: DataConfig
+) -> None:
+    if len(complete) == len(stems) or (complete and data.missing == "skip"):
+        return
+    absent = Counter(signal.folder for signal in signals for stem in stems if signal.file(stem) not in dataset.sizes)
+    folder, count = absent.most_common(1)[0]
+    raise ConfigError(
+        f"{dataset.store.uri}: {len(stems) - len(complete)} of {len(stems)} shards are not finished ({folder} lacks "
+        f"{count}); run the build again, or --set student.data.missing=skip"
+    )
+
+
+def _names(found: dict[str, Any]) -> str:
+    return ", ".join(sorted(found)) or "none"

@@ -1,0 +1,293 @@
+"""Batches of a reinforced dataset as a plain torch `IterableDataset`, for our trainer or for anyone's own loop.
+
+Every batch is full, so all processes of a run take the same number of steps; the stream is endless unless `epochs`
+says otherwise. A worker opens `open_shards` shards at a time and, while it reads them, the next ones in a thread:
+local tars are read in place, remote ones are fetched to a temporary folder and removed after use. Memory is that of
+the captions and embedding columns of two such groups; no pixels are buffered beyond the batch.
+"""
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from reinforce.formatting import format_counts
+from reinforce.sample import Drop, Pixels
+from reinforce.shards.dataset import open_dataset
+from reinforce.shards.reader import FormatError
+from reinforce.shards.source import ShardError
+from reinforce.storage import StorageError, open_spool, open_store
+from reinforce.student.batch import Batch, Position
+from reinforce.student.choices import Visit, visits
+from reinforce.student.plan import ReadPlan
+from reinforce.student.shard import (
+    ImageMismatchError,
+    UnusableSampleError,
+    VisitedShard,
+    open_shard,
+    shuffled_rows,
+)
+
+_MOST_IDLE_VISITS = 64
+"""So many shards in a row without one usable sample are no accident."""
+
+
+class ReadError(ValueError):
+    """The data cannot be read as the recipe asks; the message is one line that names the shard."""
+
+    def __init__(self, message: str) -> None:
+        # A DataLoader hands on a worker's error with its whole traceback as the message.
+        super().__init__(message.rsplit("ReadError: ", 1)[-1].strip())
+
+
+class Tokenizer(Protocol):
+    """What the reader asks of a tokenizer. It is pickled into the workers."""
+
+    def __call__(self, texts: list[str]) -> Int64[Tensor, "texts context"]:
+        """Token ids, cut and padded to the context length."""
+
+    def truncated(self, texts: list[str]) -> Bool[np.ndarray, " texts"]:
+        """Which texts were cut."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which process of how many this one is, and where its workers go on."""
+
+    rank: int = 0
+    world_size: int = 1
+    resume: tuple[Position, ...] = ()
+    """By worker; empty: from the beginning."""
+    next_worker: int = 0
+    """The worker whose batch comes first."""
+
+
+class ReinforcedDataset(IterableDataset[Batch]):
+    """The batches of one process, of `batch_size` rows each.
+
+    >>> from reinforce.config import DataConfig
+    >>> from reinforce.student.plan import plan_reading
+    >>> plan = plan_reading("tests/golden/dataset", DataConfig(), root="tests/golden/source")
+    >>> dataset = ReinforcedDataset(plan, tokenizer, batch_size=4, image_size=32)
+    >>> batch = next(iter(dataset))
+    >>> batch.images.shape, batch.images.dtype
+    (torch.Size([4, 3, 32, 32]), torch.uint8)
+    >>> {role: list(of_role) for role, of_role in batch.teacher_texts.items()}
+    {'original': ['large', 'small'], 'synthetic': ['large', 'small']}
+
+    `epochs` ends the stream after so many visits to every shard; then the last batch of a worker may be smaller.
+    """
+
+    def __init__(
+        self,
+        plan: ReadPlan,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        image_size: int,
+        epochs: int | None = None,
+        placement: Placement | None = None,
+    ) -> None:
+        self.plan = plan
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.epochs = epochs
+        self.placement = placement or Placement()
+
+    def loader(self, *, pin_memory: bool = False) -> "DataLoader[Batch]":
+        """A DataLoader over the stream, with the recipe's number of workers."""
+        workers = self.plan.data.workers
+        # A store's client does not survive a fork; what a worker needs is small and pickled.
+        is_remote = not all(uri.startswith(("file:", "/")) for uri in (self.plan.dataset_uri, self.plan.source_root))
+        return DataLoader(
+            self,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            multiprocessing_context=("spawn" if is_remote else "fork") if workers else None,
+            prefetch_factor=4 if workers else None,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        num_workers = info.num_workers if info else 1
+        # The loader asks its first worker first; after a resume that must be the one whose turn it was.
+        worker = ((info.id if info else 0) + self.placement.next_worker) % num_workers
+        position = self.placement.resume[worker] if self.placement.resume else Position(worker)
+        if info is not None:
+            torch.set_num_threads(1)
+        with open_spool() as spool:
+            yield from _Stream(self, position, num_workers, spool).batches()
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    shard: VisitedShard
+    index: int
+    pixels: Pixels
+
+
+class _Stream:
+    """The batches of one worker, and what it left out since the last one."""
+
+    def __init__(self, settings: ReinforcedDataset, position: Position, num_workers: int, spool: Path) -> None:
+        self.settings = settings
+        self.plan = settings.plan
+        self.start = position
+        self.counts: Counter[str] = Counter()
+        placement = settings.placement
+        self._visits = visits(
+            self.plan.stems,
+            self.plan.seed,
+            worker=placement.rank + position.worker * placement.world_size,
+            num_workers=num_workers * placement.world_size,
+            start=position.group * self.plan.data.open_shards,
+            epochs=settings.epochs,
+        )
+        self._opener = _Opener(self.plan, spool)
+
+    def batches(self) -> Iterator[Batch]:
+        rows: list[_Row] = []
+        num_idle_visits = 0
+        for group, shards in enumerate(self._opener.groups(self._visits, self.counts), start=self.start.group):
+            order = shuffled_rows(shards, self.plan.seed)
+            first = self.start.row if group == self.start.group else 0
+            num_loaded = 0
+            for place, (index, row) in enumerate(order[first:], start=first + 1):
+                pixels = self._load(shards[index], row)
+                if pixels is None:
+                    continue
+                num_loaded += 1
+                rows.append(_Row(shards[index], row, pixels))
+                if len(rows) == self.settings.batch_size:
+                    yield self._batch(rows, Position(self.start.worker, group, place))
+                    rows = []
+            num_idle_visits = 0 if num_loaded or first else num_idle_visits + self.plan.data.open_shards
+            if num_idle_visits >= min(len(self.plan.stems), _MOST_IDLE_VISITS):
+                raise ReadError(
+                    f"{self.plan.dataset_uri}: not one usable sample in {num_idle_visits} shards: "
+                    f"{format_counts(self.counts) or 'they keep none'}"
+                )
+        if rows:
+            yield self._batch(rows, Position(self.start.worker, group + 1, 0))
+
+    def _load(self, shard: VisitedShard, row: int) -> Pixels | None:
+        """The pixels of a row; None, and counted, if the recipe skips what is wrong with it."""
+        try:
+            pixels = shard.load(row, self.settings.image_size)
+        except ImageMismatchError as error:
+            if self.plan.data.damaged == "error":
+                raise ReadError(
+                    f"shard {shard.visit.stem}: {error}; is {self.plan.source_root} what the dataset was built from? "
+                    "Give --root, or --set student.data.damaged=skip"
+                ) from None
+            self.counts["image_mismatch"] += 1
+            return None
+        if not isinstance(pixels, Drop):
+            return pixels
+        if self.plan.data.unusable == "error":
+            raise ReadError(f"shard {shard.visit.stem}: sample {shard.keys[row]}: {pixels.reason} ({pixels.detail})")
+        self.counts[pixels.reason] += 1
+        return None
+
+    def _batch(self, rows: list[_Row], position: Position) -> Batch:
+        def gather(values: Iterable[np.ndarray]) -> Tensor:
+            return torch.from_numpy(np.stack(list(values)))
+
+        texts = {role: [row.shard.captions[role][row.index] or "" for row in rows] for role in self.plan.roles}
+        for of_role in texts.values():
+            self.counts["truncated_captions"] += int(self.settings.tokenizer.truncated(of_role).sum())
+        batch = Batch(
+            keys=[row.shard.keys[row.index] for row in rows],
+            stems=[row.shard.visit.stem for row in rows],
+            images=torch.from_numpy(np.stack([row.pixels for row in rows])).permute(0, 3, 1, 2),
+            texts={role: self.settings.tokenizer(of_role) for role, of_role in texts.items()},
+            teacher_images={
+                name: gather(row.shard.teacher_images[name][row.index] for row in rows) for name in self.plan.teachers
+            },
+            teacher_texts={
+                role: {
+                    name: gather(row.shard.teacher_texts[role][name][row.index] for row in rows)
+                    for name in self.plan.teachers
+                }
+                for role in self.plan.roles
+            },
+            position=position,
+            counts=+self.counts,
+        )
+        self.counts.clear()
+        return batch
+
+
+class _Opener:
+    """Opens the groups of shards of one worker, each while the one before it is read."""
+
+    def __init__(self, plan: ReadPlan, spool: Path) -> None:
+        self.plan = plan
+        self._spool = spool
+        self._dataset = open_dataset(plan.dataset_uri)
+        self._source = open_store(plan.source_root)
+
+    def groups(self, visits: Iterator[Visit], counts: Counter[str]) -> Iterator[list[VisitedShard]]:
+        """The opened shards, group by group; what was skipped is added to `counts` when its group comes."""
+        size = self.plan.data.open_shards
+        with ThreadPoolExecutor(1, "open") as pool:
+            ahead = pool.submit(self._open_all, list(itertools.islice(visits, size)))
+            while (group := ahead.result()) is not None:
+                ahead = pool.submit(self._open_all, list(itertools.islice(visits, size)))
+                shards, skipped = group
+                counts.update(skipped)
+                for shard in shards:
+                    counts.update(shard.counts)
+                try:
+                    yield shards
+                finally:
+                    for shard in shards:
+                        if shard.tar.parent == self._spool:
+                            shard.tar.unlink(missing_ok=True)
+
+    def _open_all(self, group: list[Visit]) -> tuple[list[VisitedShard], Counter[str]] | None:
+        if not group:
+            return None
+        shards, skipped = [], Counter[str]()
+        for visit in group:
+            try:
+                shards.append(open_shard(self.plan, self._dataset, visit, self._tar(visit)))
+            except UnusableSampleError as error:
+                raise ReadError(str(error)) from None
+            except (FileNotFoundError, StorageError) as error:
+                self._refuse(visit, "missing", error)
+                skipped["missing_shard"] += 1
+            except (FormatError, ShardError) as error:
+                self._refuse(visit, "damaged", error)
+                skipped["damaged_shard"] += 1
+        return shards, skipped
+
+    def _tar(self, visit: Visit) -> Path:
+        name = f"{visit.stem}.tar"
+        local = self._source.local_path(name)
+        if local is not None:
+            if not local.is_file():
+                raise FileNotFoundError(f"{local}: no such file")
+            return local
+        target = self._spool / f"{visit.epoch}-{hashlib.sha256(visit.stem.encode()).hexdigest()[:16]}.tar"
+        self._source.download(name, target)
+        return target
+
+    def _refuse(self, visit: Visit, policy: str, error: Exception) -> None:
+        if getattr(self.plan.data, policy) == "error":
+            text = " ".join(str(error).split())
+            raise ReadError(
+                f"shard {visit.stem}: {text}; to go on without it: --set student.data.{policy}=skip"
+            ) from None
