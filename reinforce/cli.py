@@ -15,8 +15,10 @@ from typing import Annotated
 
 import typer
 
+from reinforce.config.base import ConfigError
+
 app = typer.Typer(
-    help="Build, read and inspect reinforced distillation datasets for CLIP-style models.",
+    help="Build and inspect reinforced distillation datasets for CLIP-style models, and train students from them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -72,6 +74,79 @@ def build(
             raise typer.Exit(1)
 
 
+@app.command("train-student")
+def train_student(
+    dataset: Annotated[str, typer.Option(help="A reinforced dataset: a folder or a URI.")],
+    recipe: Annotated[str, typer.Option(help="A recipe's NAME (demo, cifar10, mobileclip, ...) or FILE.")],
+    output: Annotated[Path, typer.Option(help="Folder for the student, its checkpoint, metrics and curves.")],
+    shards: Annotated[
+        list[str], typer.Option(help="Only these source shards; or where they are now. Default: all, as recorded.")
+    ] = [],  # noqa: B006
+    more_shards: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    root: Annotated[str | None, typer.Option(help="The folder that shard names are relative to, if it moved.")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    select: Annotated[str | None, typer.Option(help="A Parquet of (stem, key): only these samples.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in OUTPUT, if there is one.")] = False,
+) -> None:
+    """Train a student from stored signals, with no teacher. Under torchrun: one process a GPU."""
+    with _one_line_errors("run it again with --resume to go on from the last checkpoint"):
+        from reinforce.config import load_recipe
+
+        parsed = load_recipe(recipe, overrides)
+        from rich.console import Console
+
+        from reinforce.student import train
+
+        summary = train.train_student(
+            dataset,
+            output,
+            parsed,
+            shards=[*shards, *(more_shards or [])],
+            root=root,
+            select=select,
+            resume=resume,
+            console=Console(stderr=True),
+        )
+        print(train.describe(summary))
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Student folders, or what open_clip opens: NAME:TAG, hf-hub:...")],
+    dataset: Annotated[list[str], typer.Option(help="Labelled or captioned shards, as --shards of build takes them.")],
+    task: Annotated[str, typer.Option(help="zeroshot or retrieval.")] = "zeroshot",
+    select: Annotated[str | None, typer.Option(help="A Parquet of (stem, key): only these samples.")] = None,
+    classnames: Annotated[str | None, typer.Option(help="A file of class names; default: beside the shards.")] = None,
+    templates: Annotated[str | None, typer.Option(help="A file of prompts with {}, or openai, or simple.")] = None,
+    captions: Annotated[str | None, typer.Option(help="retrieval: txt, or json.FIELD.")] = None,
+    per_class: Annotated[bool, typer.Option(help="zeroshot: a row for each class as well.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Every figure, as JSON.")] = False,
+) -> None:
+    """Evaluate students and teachers alike, in one table."""
+    with _one_line_errors():
+        from rich.console import Console
+
+        from reinforce.evaluation import evaluate_models, render_class_table, render_table
+
+        if task not in ("zeroshot", "retrieval"):
+            raise ConfigError(f"--task {task}: must be zeroshot or retrieval")
+        results = evaluate_models(
+            models,
+            dataset,
+            task=task,  # type: ignore[arg-type]
+            select=select,
+            classnames=classnames,
+            templates=templates,
+            captions=captions,
+        )
+        if as_json:
+            print(json.dumps([result.to_json() for result in results], indent=2, ensure_ascii=False))
+            return
+        Console().print(render_table(results))
+        if per_class:
+            Console().print(render_class_table(results))  # type: ignore[arg-type]
+
+
 @app.command()
 def inspect(
     dataset: Annotated[str, typer.Argument(metavar="URI", help="A reinforced dataset.")],
@@ -114,12 +189,12 @@ def demo(
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _one_line_errors(resume: str = "run the same command again to resume") -> Iterator[None]:
     """Turns every error a user can cause into one line on stderr and an exit status."""
     try:
         yield
     except KeyboardInterrupt:
-        print("\nreinforce: interrupted; run the same command again to resume", file=sys.stderr, flush=True)
+        print(f"\nreinforce: interrupted; {resume}", file=sys.stderr, flush=True)
         # A download under way would keep the interpreter alive; nothing it does is wanted any more.
         os._exit(130)
     except OSError as error:

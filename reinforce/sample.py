@@ -55,6 +55,7 @@ class Sample:
     `captions` are the usable original captions, in the order of the recipe's caption fields, at most its bound.
     `fields` are the texts of further JSON fields a captioner of kind `files` asks for, by field name;
     `modalities` maps a declared modality's name to its bytes. `drop` is set when the tar alone rules the sample out.
+    `label` is the `.cls` member as it stands, for whoever evaluates.
     """
 
     key: str
@@ -63,6 +64,7 @@ class Sample:
     fields: dict[str, tuple[str, ...]] = field(default_factory=dict)
     modalities: dict[str, bytes] = field(default_factory=dict)
     drop: Drop | None = None
+    label: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

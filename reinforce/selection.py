@@ -1,14 +1,22 @@
-"""Selections: a Parquet of (stem, key) that narrows a build to the samples it names."""
+"""Selections: a Parquet of (stem, key) that narrows a build, a training run or an evaluation to the samples it names.
+
+`select_split` writes one from the spines of a dataset: a share of its samples chosen by a hash of the key alone, so
+that splits are the same whatever the order and number of shards. Costs the key column of every spine.
+"""
 
 import hashlib
+import io
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reinforce.config import ConfigError
+from reinforce.shards.dataset import open_dataset
 from reinforce.shards.schema import canonical_json
 from reinforce.storage import open_parent
+
+_SCHEMA = pa.schema([("stem", pa.string()), ("key", pa.string())])
 
 
 class Selection:
@@ -58,3 +66,47 @@ def read_selection(uri: str) -> Selection:
             raise ConfigError(f"--select {uri}: column {name!r} has nulls")
         columns[name] = found.cast(pa.string())
     return Selection(pa.table(columns))
+
+
+def select_split(dataset_uri: str, output_uri: str, low: float, high: float, *, salt: str = "") -> int:
+    """Writes the kept samples of a dataset whose key hashes into [low, high); returns how many.
+
+    Splits that touch (0:0.9 and 0.9:1) share no sample and leave none out, and a key is on one side in every shard.
+    Another `salt` gives another split. Replaces the file. Raises `ConfigError` if no sample is chosen.
+    """
+    if not 0 <= low < high <= 1:
+        raise ConfigError(f"--split {low:g}:{high:g}: LOW:HIGH must satisfy 0 <= LOW < HIGH <= 1, such as 0:0.9")
+    dataset = open_dataset(dataset_uri)
+    pairs = []
+    num_kept = 0
+    for stem in dataset.stems:
+        with dataset.open_spine(stem) as file:
+            rows = file.read(["key", "drop_reason"]).to_pylist()
+        kept = [row["key"] for row in rows if row["drop_reason"] is None]
+        num_kept += len(kept)
+        pairs += [{"stem": stem, "key": key} for key in kept if _is_between(key, salt, low, high)]
+    if not pairs:
+        raise ConfigError(f"--split {low:g}:{high:g}: none of the {num_kept:,} kept samples of {dataset_uri} is in it")
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(pairs, _SCHEMA), buffer, compression="zstd")
+    store, name = open_parent(output_uri)
+    store.put(name, buffer.getvalue())
+    return len(pairs)
+
+
+def parse_split(text: str) -> tuple[float, float]:
+    """`LOW:HIGH` as numbers; `select_split` checks their bounds."""
+    low, colon, high = text.partition(":")
+    try:
+        if colon:
+            return float(low), float(high)
+    except ValueError:
+        pass
+    raise ConfigError(f"--split {text}: give LOW:HIGH, such as 0:0.9")
+
+
+def _is_between(key: str, salt: str, low: float, high: float) -> bool:
+    hashed = int.from_bytes(hashlib.blake2b((key + salt).encode(), digest_size=8).digest(), "little")
+    # Multiplied, not divided: a hash near 2**64 would be rounded to 1 and be in no split. Exact, as Python compares
+    # integers with floats exactly.
+    return low * 2.0**64 <= hashed < high * 2.0**64

@@ -12,11 +12,11 @@ PACKAGE = Path(__file__).parent.parent / "reinforce"
 # Module prefix -> prefixes of ours it may import. The order is the reading order: nothing imports what is above it.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "cli": ("",),
-    "demo": ("demo", "config", "runners", "inspection", "sample", "shards", "storage", "student", "evaluate"),
+    "demo": ("demo", "config", "runners", "inspection", "sample", "shards", "storage", "student", "evaluation"),
     "deploy": ("deploy", "student", "shards", "decode", "views", "storage", "config", "weights"),
     "student": (
         "student",
-        "evaluate",
+        "evaluation",
         "shards",
         "decode",
         "views",
@@ -27,7 +27,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "config",
         "formatting",
     ),
-    "evaluate": ("shards", "decode", "views", "selection", "weights", "storage", "sample", "config", "formatting"),
+    "evaluation": (
+        "evaluation",
+        "shards",
+        "decode",
+        "views",
+        "selection",
+        "weights",
+        "storage",
+        "sample",
+        "config",
+        "formatting",
+    ),
     "inspection": ("inspection", "shards", "views", "storage", "sample", "config", "decode", "plan", "formatting"),
     "runners": (
         "builder",
@@ -130,3 +141,19 @@ def test_heavy_libraries_load_only_where_they_are_used(statement: str, heavy: se
 def test_a_heavy_import_is_noticed() -> None:
     assert "numpy" in modules_after("import reinforce.views.draw")
     assert "torch" in modules_after("import reinforce.teachers")
+
+
+TEACHER_COMPUTE = {"ray", "reinforce.teachers", "reinforce.captioners", "reinforce.builder", "reinforce.runners"}
+
+
+@pytest.mark.parametrize("module", ["reinforce.student.train", "reinforce.evaluation", "reinforce.deploy.export"])
+def test_training_loads_no_teacher_compute(module: str) -> None:
+    loaded = modules_after(f"import {module}")
+    assert module in loaded
+    assert loaded & TEACHER_COMPUTE == set()
+
+
+def test_teacher_compute_is_noticed() -> None:
+    assert modules_after("import reinforce.student.train, reinforce.teachers") & TEACHER_COMPUTE
+    assert modules_after("import reinforce.runners") >= {"reinforce.teachers", "reinforce.captioners"}
+    assert violations("from reinforce.teachers import Teacher", "student.train") == ["teachers"]

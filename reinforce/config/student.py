@@ -95,6 +95,7 @@ class LossConfig(Strict):
     mask_same_captions: bool = False
     """Whether samples with the very same caption are no negatives of one another in the contrastive loss."""
     initial_logit_scale: float = Field(1 / 0.07, gt=0)
+    """Of the student; a checkpoint brings its own."""
     max_logit_scale: float = Field(100.0, gt=0)
 
 
@@ -154,6 +155,9 @@ class StudentConfig(Strict):
     checkpoint_every: int = Field(1000, ge=1)
     """Steps between checkpoints, of which the latest is kept."""
     log_every: int = Field(50, ge=1)
+    """Steps between rows of `metrics.jsonl`."""
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the same figures go besides."""
 
     @model_validator(mode="after")
     def _check_length(self) -> Self:

@@ -164,22 +164,21 @@ def create_or_compare(store: Store, path: str, document: dict[str, Any], compare
         return
     existing = read_document(store, path)
     assert existing is not None
-    differences = [
-        line for field in compared for line in _differences(field, existing.get(field), _plain(document.get(field)))
+    changed = [
+        line for field in compared for line in differences(field, existing.get(field), _plain(document.get(field)))
     ]
-    if differences:
+    if changed:
         raise DatasetMismatchError(
-            f"{store.uri_of(path)} was made differently: {'; '.join(differences)}. "
+            f"{store.uri_of(path)} was made differently: {'; '.join(changed)}. "
             "Use the same recipe, another name in the recipe, or another --output"
         )
 
 
-def _differences(field: str, existing: Any, wanted: Any) -> list[str]:
+def differences(field: str, existing: Any, wanted: Any) -> list[str]:
+    """The fields, below `field`, in which two JSON documents differ, each with both values."""
     if isinstance(existing, dict) and isinstance(wanted, dict):
         names = sorted(existing.keys() | wanted.keys())
-        return [
-            line for name in names for line in _differences(f"{field}.{name}", existing.get(name), wanted.get(name))
-        ]
+        return [line for name in names for line in differences(f"{field}.{name}", existing.get(name), wanted.get(name))]
     if existing == wanted:
         return []
     return [f"{field} is {_shown(existing)} there and {_shown(wanted)} in this recipe"]

@@ -76,10 +76,12 @@ class SourceShard:
         selected: Collection[str] | None = None,
         limit: int | None = None,
         extra_fields: tuple[str, ...] = (),
+        with_labels: bool = False,
     ) -> Iterator[Sample]:
         """Every sample once. Those not in `selected` or past the first `limit` keys are dropped as `not_selected`.
 
-        `extra_fields` are further caption fields (`json.FIELD`) whose texts the samples carry in `fields`.
+        `extra_fields` are further caption fields (`json.FIELD`) whose texts the samples carry in `fields`;
+        `with_labels` reads the `.cls` members, which a build has no use for.
         """
         num_keys = 0
         with self.path.open("rb") as tar:
@@ -92,7 +94,7 @@ class SourceShard:
                 elif limit is not None and num_keys > limit:
                     yield Sample(entry.key, drop=Drop(DropReason.NOT_SELECTED, f"after the first {limit} keys"))
                 else:
-                    yield self._read(entry, tar, extra_fields)
+                    yield self._read(entry, tar, extra_fields, with_labels)
 
     def _group(self, members: list[Member]) -> list[_Entry]:
         suffixes = sorted(
@@ -124,7 +126,7 @@ class SourceShard:
         self.counts["unused_members"] += len(entry.members) if is_unused else 0
         return is_unused
 
-    def _read(self, entry: _Entry, tar: BinaryIO, extra_fields: tuple[str, ...]) -> Sample:
+    def _read(self, entry: _Entry, tar: BinaryIO, extra_fields: tuple[str, ...], with_labels: bool) -> Sample:
         def read(suffix: str) -> bytes | None:
             member = entry.members.get(suffix)
             if member is None:
@@ -148,6 +150,7 @@ class SourceShard:
             fields=fields,
             modalities=modalities,
             drop=Drop(DropReason.MISSING_IMAGE, ", ".join(sorted(entry.members))) if image is None else None,
+            label=read("cls") if with_labels else None,
         )
 
     def _captions(self, names: tuple[str, ...], txt: bytes | None, document: Any) -> list[str]:

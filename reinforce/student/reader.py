@@ -39,7 +39,7 @@ from reinforce.student.shard import (
 )
 
 _MOST_IDLE_VISITS = 64
-"""So many shards in a row without one usable sample are no accident."""
+"""So many shards in a row without one usable sample are no accident, and of fewer shards every one twice."""
 
 
 class ReadError(ValueError):
@@ -53,11 +53,8 @@ class ReadError(ValueError):
 class Tokenizer(Protocol):
     """What the reader asks of a tokenizer. It is pickled into the workers."""
 
-    def __call__(self, texts: list[str]) -> Int64[Tensor, "texts context"]:
-        """Token ids, cut and padded to the context length."""
-
-    def truncated(self, texts: list[str]) -> Bool[np.ndarray, " texts"]:
-        """Which texts were cut."""
+    def tokenize(self, texts: list[str]) -> tuple[Int64[Tensor, "texts context"], Bool[np.ndarray, " texts"]]:
+        """Token ids, cut and padded to the context length, and which texts were cut."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +171,7 @@ class _Stream:
                     yield self._batch(rows, Position(self.start.worker, group, place))
                     rows = []
             num_idle_visits = 0 if num_loaded or first else num_idle_visits + self.plan.data.open_shards
-            if num_idle_visits >= min(len(self.plan.stems), _MOST_IDLE_VISITS):
+            if num_idle_visits >= min(2 * len(self.plan.stems), _MOST_IDLE_VISITS):
                 raise ReadError(
                     f"{self.plan.dataset_uri}: not one usable sample in {num_idle_visits} shards: "
                     f"{format_counts(self.counts) or 'they keep none'}"
@@ -206,13 +203,15 @@ class _Stream:
             return torch.from_numpy(np.stack(list(values)))
 
         texts = {role: [row.shard.captions[role][row.index] or "" for row in rows] for role in self.plan.roles}
-        for of_role in texts.values():
-            self.counts["truncated_captions"] += int(self.settings.tokenizer.truncated(of_role).sum())
+        tokens = {}
+        for role, of_role in texts.items():
+            tokens[role], is_cut = self.settings.tokenizer.tokenize(of_role)
+            self.counts["truncated_captions"] += int(is_cut.sum())
         batch = Batch(
             keys=[row.shard.keys[row.index] for row in rows],
             stems=[row.shard.visit.stem for row in rows],
             images=torch.from_numpy(np.stack([row.pixels for row in rows])).permute(0, 3, 1, 2),
-            texts={role: self.settings.tokenizer(of_role) for role, of_role in texts.items()},
+            texts=tokens,
             teacher_images={
                 name: gather(row.shard.teacher_images[name][row.index] for row in rows) for name in self.plan.teachers
             },

@@ -1,0 +1,250 @@
+"""The images of source shards with a label or captions beside them, decoded and rendered ahead of the model.
+
+Local shards are read where they lie, remote ones downloaded one ahead to a temporary folder. At most a few batches of
+images exist between a tar and the model; rendered images are kept for the next pass if all of them fit `cache_bytes`.
+"""
+
+import os
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from reinforce.config import ConfigError, SourceConfig
+from reinforce.decode import decode
+from reinforce.evaluation.model import EmbeddingModel
+from reinforce.formatting import format_counts
+from reinforce.sample import Box, Drop, Pixels, Sample, View
+from reinforce.selection import Selection, read_selection
+from reinforce.shards.source import ShardError, SourceShard
+from reinforce.storage import ShardRef, find_shards
+from reinforce.views.render import render
+
+CACHE_BYTES = 512 << 20
+BATCH_SIZE = 64
+
+_MOST_CAPTIONS = 999
+_MOST_DIGITS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What stands beside an image: a label, or captions."""
+
+    label: int = -1
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A rendered image and what stands beside it: a label, or captions."""
+
+    pixels: Pixels
+    label: int
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A sample that cannot be used, and why: a `DropReason`, `missing_label`, `bad_label` or `no_caption`."""
+
+    reason: str
+
+
+@dataclass
+class EmbeddedImages:
+    """Embeddings of every usable image, in order, and the rest by reason."""
+
+    embeddings: Float[torch.Tensor, "rows dim"]
+    labels: list[int] = field(default_factory=list)
+    captions: list[tuple[str, ...]] = field(default_factory=list)
+    drops: Counter[str] = field(default_factory=Counter)
+
+
+class ShardImages:
+    """Images of labelled or captioned shards, for one model after another. Reads listings at once, tars when asked.
+
+    `root` is the source root's URI. `counts` says what was left out short of a whole sample; it is complete after a
+    pass. Raises `ConfigError` for a selection that no shard has a part in, and for a shard that is not a whole tar.
+    """
+
+    def __init__(
+        self,
+        uris: str | Sequence[str],
+        *,
+        needs: Literal["label", "captions"],
+        select: str | None = None,
+        caption_field: str = "txt",
+        max_captions: int = 5,
+        workers: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.root, refs = find_shards([uris] if isinstance(uris, str) else uris)
+        self.counts: Counter[str] = Counter()
+        self._selection = read_selection(select) if select else None
+        self._refs = _selected(refs, self._selection)
+        self._needs = needs
+        self._max_captions = max_captions
+        self._source = _source_config(caption_field) if needs == "captions" else SourceConfig(captions=())
+        self._workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
+        self._cache_bytes = cache_bytes
+        self._cached: list[Example | Skipped] | None = None
+        self._cached_for: tuple[int, bool] | None = None
+
+    def embed(self, model: EmbeddingModel, batch_size: int = BATCH_SIZE) -> EmbeddedImages:
+        """One pass of a model over the images; the caller puts it into evaluation mode."""
+        found = EmbeddedImages(torch.empty(0, 0))
+        rows: list[Float[torch.Tensor, "rows dim"]] = []
+        batch: list[Pixels] = []
+        with closing(self.examples(model.image_size, squashes=model.squashes)) as examples:
+            for example in examples:
+                if isinstance(example, Skipped):
+                    found.drops[example.reason] += 1
+                    continue
+                found.labels.append(example.label)
+                found.captions.append(example.captions)
+                batch.append(example.pixels)
+                if len(batch) == batch_size:
+                    rows.append(model.embed_images(np.stack(batch)))
+                    batch = []
+        if batch:
+            rows.append(model.embed_images(np.stack(batch)))
+        if not rows:
+            raise ConfigError(self._nothing_usable(found.drops))
+        found.embeddings = torch.cat(rows)
+        return found
+
+    def examples(self, size: int, *, squashes: bool = False) -> Generator[Example | Skipped, None, None]:
+        """Every sample once, in source order, at this image size."""
+        if self._cached is not None and self._cached_for == (size, squashes):
+            yield from self._cached
+            return
+        self._cached = None
+        kept: list[Example | Skipped] | None = []
+        num_bytes = 0
+        for example in self._render_ahead(size, squashes):
+            num_bytes += example.pixels.nbytes if isinstance(example, Example) else 0
+            if num_bytes > self._cache_bytes:
+                kept = None
+            if kept is not None:
+                kept.append(example)
+            yield example
+        self._cached, self._cached_for = kept, (size, squashes)
+
+    def _render_ahead(self, size: int, squashes: bool) -> Iterator[Example | Skipped]:
+        depth = 2 * BATCH_SIZE + self._workers
+        pending: deque[Future[Example | Skipped]] = deque()
+        pool = ThreadPoolExecutor(self._workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for sample in self._samples():
+                image, facts = sample.image, self._facts(sample)
+                pending.append(pool.submit(_render, image, facts, size, squashes, self._source.max_pixels))
+                if len(pending) > depth:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _samples(self) -> Iterator[Sample]:
+        self.counts = Counter()
+        with TemporaryDirectory(prefix="reinforce-evaluate-") as spool, ThreadPoolExecutor(1, "fetch") as fetcher:
+            coming = fetcher.submit(_fetch, self._refs[0], Path(spool) / "0.tar")
+            for index, (ref, following) in enumerate(zip_longest(self._refs, self._refs[1:]), start=1):
+                path = coming.result()
+                if following is not None:
+                    coming = fetcher.submit(_fetch, following, Path(spool) / f"{index}.tar")
+                yield from self._read(ref, path)
+                if path.parent == Path(spool):
+                    path.unlink()
+
+    def _read(self, ref: ShardRef, path: Path) -> Iterator[Sample]:
+        selected = self._selection.keys(ref.stem) if self._selection else None
+        try:
+            source = SourceShard(path, self._source)
+            yield from source.samples(selected=selected, with_labels=self._needs == "label")
+        except ShardError as error:
+            raise ConfigError(f"shard {ref.uri} {error}; mend it or leave it out") from None
+        self.counts.update(+source.counts)
+
+    def _facts(self, sample: Sample) -> _Facts | Skipped:
+        if sample.drop is not None:
+            return Skipped(sample.drop.reason)
+        if self._needs == "captions":
+            captions = self._captions(sample)
+            return _Facts(captions=captions) if captions else Skipped("no_caption")
+        if sample.label is None:
+            return Skipped("missing_label")
+        label = parse_label(sample.label)
+        return Skipped("bad_label") if label is None else _Facts(label)
+
+    def _captions(self, sample: Sample) -> tuple[str, ...]:
+        captions = list(sample.captions)
+        if self._source.captions == ("txt",):
+            # CLIP_benchmark writes all captions of an image into one text file, one a line.
+            captions = [line.strip() for text in captions for line in text.splitlines() if line.strip()]
+        self.counts["captions_over_bound"] += max(0, len(captions) - self._max_captions)
+        return tuple(captions[: self._max_captions])
+
+    def _nothing_usable(self, drops: Counter[str]) -> str:
+        left_out = drops - Counter(not_selected=drops["not_selected"])
+        if not left_out:
+            return f"--select: none of its keys is in the shards of {self.root}"
+        if left_out.keys() == {"missing_label"}:
+            return f"no sample of {self.root} has a .cls member; zero-shot classification needs labelled shards"
+        if left_out.keys() == {"no_caption"}:
+            return f"no sample of {self.root} has a caption in {self._source.captions[0]}: pass --captions json.FIELD"
+        return f"no sample of {self.root} can be used: {format_counts(left_out)}"
+
+
+def parse_label(data: bytes) -> int | None:
+    """The integer of a `.cls` member, None if it is none."""
+    text = data.strip()
+    return int(text) if text.removeprefix(b"-").isdigit() and len(text) < _MOST_DIGITS else None
+
+
+def _source_config(caption_field: str) -> SourceConfig:
+    try:
+        return SourceConfig(captions=(caption_field,), max_captions=_MOST_CAPTIONS)
+    except ValueError:
+        raise ConfigError(f"--captions {caption_field}: give txt or json.FIELD") from None
+
+
+def _selected(refs: list[ShardRef], selection: Selection | None) -> list[ShardRef]:
+    if selection is None:
+        return refs
+    stems = set(selection.stems)
+    if not stems:
+        raise ConfigError("--select: the selection is empty")
+    kept = [ref for ref in refs if ref.stem in stems]
+    if not kept:
+        few = ", ".join(sorted(stems)[:3])
+        raise ConfigError(f"--select: none of its stems ({few}) is among the shards ({refs[0].stem}, ...)")
+    return kept
+
+
+def _fetch(ref: ShardRef, target: Path) -> Path:
+    local = ref.store.local_path(ref.path)
+    if local is None:
+        ref.store.download(ref.path, target, size=ref.size)
+    return local or target
+
+
+def _render(image: bytes, facts: _Facts | Skipped, size: int, squashes: bool, max_pixels: int) -> Example | Skipped:
+    if isinstance(facts, Skipped):
+        return facts
+    decoded = decode(image, max_pixels)
+    if isinstance(decoded, Drop):
+        return Skipped(decoded.reason)
+    height, width, _ = decoded.shape
+    whole = Box(0, 0, height, width, width, height)
+    return Example(render(decoded, View(whole if squashes else None), size), facts.label, facts.captions)

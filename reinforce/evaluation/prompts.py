@@ -1,0 +1,79 @@
+"""Class names and prompt templates: files beside the shards in CLIP_benchmark's layout, or given ones.
+
+Both are text files with one entry a line. CLIP_benchmark writes `{c}` where the class name goes, everyone else `{}`.
+"""
+
+from reinforce.config import ConfigError
+from reinforce.storage import open_parent, open_store
+
+CLASSNAMES_FILE = "classnames.txt"
+TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+
+_MOST_SHOWN = 60
+
+
+def read_classnames(root: str, given: str | None) -> tuple[str, ...]:
+    """Names in the order of their labels: from `given`, or found in the shards' folder or the one above it."""
+    text, uri = (_read(given, "--classnames"), given) if given else _beside(root, CLASSNAMES_FILE)
+    if text is None:
+        raise ConfigError(f"no {CLASSNAMES_FILE} in {root} or the folder above it: pass --classnames FILE")
+    names = [line.strip() for line in text.rstrip().split("\n")]
+    if not all(names):
+        raise ConfigError(
+            f"{uri}: line {names.index('') + 1} is empty; labels count lines, so each must be a class name"
+        )
+    if len(names) < 2:
+        raise ConfigError(f"{uri}: {len(names)} class names; zero-shot classification needs at least 2")
+    return tuple(names)
+
+
+def read_templates(root: str, given: str | None) -> tuple[str, ...]:
+    """Templates with `{}` for the class name: a file, one of open_clip's sets, those beside the shards, or one."""
+    if given in ("openai", "simple"):
+        import open_clip
+
+        sets = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
+        return tuple(template("{}") for template in sets[given])
+    text, uri = (_read(given, "--templates"), given) if given else _beside(root, TEMPLATES_FILE)
+    if text is None:
+        return DEFAULT_TEMPLATES
+    templates = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        template = line.strip().replace("{c}", "{}")
+        if template and "{}" not in template:
+            raise ConfigError(f"{uri}: line {number} has no {{}} for the class name: {template[:_MOST_SHOWN]!r}")
+        templates += [template] if template else []
+    if not templates:
+        raise ConfigError(f"{uri}: holds no template; write one a line, such as: a photo of a {{}}.")
+    return tuple(templates)
+
+
+def prompt(template: str, name: str) -> str:
+    """The template with the class name in it; other braces stay as they are."""
+    return template.replace("{}", name)
+
+
+def _read(uri: str, option: str) -> str:
+    store, name = open_parent(uri)
+    try:
+        return _decode(store.read(name), uri)
+    except FileNotFoundError:
+        sets = " (nor openai or simple, open_clip's sets)" if option == "--templates" else ""
+        raise ConfigError(f"{option} {uri}: no such file{sets}") from None
+
+
+def _beside(root: str, name: str) -> tuple[str | None, str]:
+    for store in (open_store(root), open_parent(root)[0]):
+        try:
+            return _decode(store.read(name), store.uri_of(name)), store.uri_of(name)
+        except FileNotFoundError:
+            continue
+    return None, ""
+
+
+def _decode(data: bytes, uri: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{uri}: is not UTF-8 text") from None

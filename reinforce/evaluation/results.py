@@ -1,0 +1,141 @@
+"""What an evaluation found, frozen, as JSON and as tables. Shares are of 1, not percent."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from reinforce.formatting import format_counts
+
+RECALLS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """One class: None where there is nothing to measure it on."""
+
+    name: str
+    num_samples: int
+    accuracy: float | None
+    auroc: float | None
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """Zero-shot classification by one model. `drops` and `counts` say what was not used, by reason."""
+
+    model: str
+    num_parameters: int
+    num_samples: int
+    num_templates: int
+    top1: float
+    top5: float | None
+    """None if there are no more than 5 classes."""
+    mean_per_class: float
+    """Accuracy averaged over the classes that have samples."""
+    auroc: float | None
+    """One class against the others by raw cosine, averaged over the classes that have both; None if none has, or
+    embeddings are not finite."""
+    num_classes_without_auroc: int
+    num_non_finite: int
+    """Embeddings of images and classes that are not finite; such an image counts as wrong."""
+    classes: tuple[ClassResult, ...]
+    drops: dict[str, int]
+    counts: dict[str, int]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"task": "zeroshot"} | asdict(self)
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """Retrieval by one model: recall at k, by k."""
+
+    model: str
+    num_parameters: int
+    num_images: int
+    num_captions: int
+    text_to_image: dict[int, float]
+    """The share of captions whose image is among the first k."""
+    image_to_text: dict[int, float]
+    """The share of images of which any caption is among the first k."""
+    num_non_finite: int
+    drops: dict[str, int]
+    counts: dict[str, int]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"task": "retrieval"} | asdict(self)
+
+
+Result = ZeroShotResult | RetrievalResult
+
+
+def render_table(results: Sequence[Result]) -> Table:
+    """One row for each model, and what the figures are of below it."""
+    assert results
+    if isinstance(results[0], ZeroShotResult):
+        headers = ["top-1", "top-5", "mean per\nclass", "AUROC"]
+    else:
+        headers = [f"{found}\nR@{k}" for found in ("image", "text") for k in RECALLS]
+    table = _table("model", "params\n(M)", *headers)
+    for result in results:
+        _row(table, result.model, f"{result.num_parameters / 1e6:,.2f}", *map(_share, _figures(result)))
+    table.caption = Text("\n".join(_facts(results)), style="dim")
+    table.caption_justify = "left"
+    return table
+
+
+def render_class_table(results: Sequence[ZeroShotResult]) -> Table:
+    """One row for each class: its samples, and each model's accuracy and AUROC on it."""
+    names = [result.model.rstrip("/").rpartition("/")[2] for result in results]
+    columns = [f"{name}\n{what}" for name in names for what in ("top-1", "AUROC")]
+    table = _table("class", "samples", *columns)
+    for rows in zip(*(result.classes for result in results), strict=True):
+        shares = [_share(share) for row in rows for share in (row.accuracy, row.auroc)]
+        _row(table, rows[0].name, f"{rows[0].num_samples:,}", *shares)
+    return table
+
+
+def _figures(result: Result) -> list[float | None]:
+    if isinstance(result, ZeroShotResult):
+        return [result.top1, result.top5, result.mean_per_class, result.auroc]
+    return [recalls[k] for recalls in (result.text_to_image, result.image_to_text) for k in RECALLS]
+
+
+def _facts(results: Sequence[Result]) -> list[str]:
+    first = results[0]
+    if isinstance(first, ZeroShotResult):
+        templates = f"{first.num_templates:,} template{'s' * (first.num_templates != 1)}"
+        lines = [f"{first.num_samples:,} samples, {len(first.classes):,} classes, {templates}"]
+        if first.num_classes_without_auroc:
+            lines.append(f"AUROC without {first.num_classes_without_auroc:,} classes that lack samples or others")
+    else:
+        lines = [f"{first.num_images:,} images found by {first.num_captions:,} captions, texts found by image"]
+    for name, counts in (("dropped", first.drops), ("left out", first.counts)):
+        lines += [f"{name}: {format_counts(Counter(counts))}"] if counts else []
+    for result in results:
+        lines += [f"{result.model}: {result.num_non_finite:,} embeddings not finite"] if result.num_non_finite else []
+        lines += result.notes
+    return lines
+
+
+def _table(*headers: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column(headers[0], overflow="fold")
+    for header in headers[1:]:
+        table.add_column(header, justify="right", overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    """Cells as they are: a name with brackets in it is not markup."""
+    table.add_row(*map(Text, cells))
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.4f}"

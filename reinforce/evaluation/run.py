@@ -1,0 +1,81 @@
+"""The command `reinforce evaluate` as a function: several models, one after another, on one data set."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from reinforce.config import ConfigError
+from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES
+from reinforce.evaluation.model import load_embedding_model, open_clip_name
+from reinforce.evaluation.results import Result
+from reinforce.evaluation.retrieval import RetrievalTask
+from reinforce.evaluation.zeroshot import ZeroShotTask
+from reinforce.weights import resolve_device
+
+TaskName = Literal["zeroshot", "retrieval"]
+
+
+def evaluate_models(
+    models: Sequence[str],
+    dataset: str | Sequence[str],
+    *,
+    task: TaskName = "zeroshot",
+    select: str | None = None,
+    classnames: str | None = None,
+    templates: str | None = None,
+    captions: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    console: Console | None = None,
+) -> list[Result]:
+    """One result for each model, in their order; models are loaded one at a time, in fp32.
+
+    `captions` is `txt` unless given. `threads` is torch's, for the model; the other cores decode. Raises `ConfigError`,
+    `ModelError` or `StorageError`.
+    """
+    console = console or Console(stderr=True)
+    where = resolve_device(device)
+    num_cores = len(os.sched_getaffinity(0))
+    # A GPU leaves the cores to decoding; on a CPU the model is what takes long.
+    num_threads = threads or (1 if where.type == "cuda" else max(1, num_cores - 1))
+    torch.set_num_threads(num_threads)
+    for name in models:
+        open_clip_name(name)
+    prepared = _prepare(
+        task,
+        dataset,
+        {"--classnames": classnames, "--templates": templates},
+        captions,
+        select=select,
+        batch_size=batch_size,
+        workers=max(1, num_cores - num_threads),
+        # Only another model would look at the images again.
+        cache_bytes=CACHE_BYTES if len(models) > 1 else 0,
+    )
+    results: list[Result] = []
+    for name in models:
+        with console.status(f"evaluating {name}"):
+            results.append(prepared.evaluate(load_embedding_model(name, where)))
+    return results
+
+
+def _prepare(
+    task: TaskName,
+    dataset: str | Sequence[str],
+    prompts: dict[str, str | None],
+    captions: str | None,
+    **images: Any,
+) -> ZeroShotTask | RetrievalTask:
+    """The task, refused with options of the other one; `images` go on to either."""
+    given = {option for option, value in (prompts | {"--captions": captions}).items() if value is not None}
+    foreign = given & (prompts.keys() if task == "retrieval" else {"--captions"})
+    if foreign:
+        other = "zeroshot" if task == "retrieval" else "retrieval"
+        raise ConfigError(f"{' and '.join(sorted(foreign))}: only for --task {other}")
+    if task == "retrieval":
+        return RetrievalTask(dataset, captions=captions or "txt", **images)
+    return ZeroShotTask(dataset, classnames=prompts["--classnames"], templates=prompts["--templates"], **images)

@@ -1,0 +1,108 @@
+"""Zero-shot classification: an image belongs to the class whose prompts it is nearest to.
+
+A class is the normalised mean of its normalised prompts, as in open_clip and CLIP_benchmark. A task reads its files
+once and may be asked about one model after another, or about one in training again and again.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reinforce.config import ConfigError
+from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES, EmbeddedImages, ShardImages
+from reinforce.evaluation.metrics import class_aurocs, label_ranks, num_non_finite, recall
+from reinforce.evaluation.model import TEXTS_PER_BATCH, EmbeddingModel
+from reinforce.evaluation.prompts import prompt, read_classnames, read_templates
+from reinforce.evaluation.results import ClassResult, ZeroShotResult
+
+MOST_OUT_OF_RANGE = 0.01
+"""A larger share of labels without a name says that the names are another data set's."""
+
+
+class ZeroShotTask:
+    """Labelled shards, class names and templates, ready for any number of models.
+
+    Finds `classnames.txt` and `zeroshot_classification_templates.txt` in the shards' folder or the one above it;
+    without the latter, the one template is `a photo of a {}.`. Raises `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        uris: str | Sequence[str],
+        *,
+        select: str | None = None,
+        classnames: str | None = None,
+        templates: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        workers: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.images = ShardImages(uris, needs="label", select=select, workers=workers, cache_bytes=cache_bytes)
+        self.classnames = read_classnames(self.images.root, classnames)
+        self.templates = read_templates(self.images.root, templates)
+        self.batch_size = batch_size
+
+    def evaluate(self, model: EmbeddingModel) -> ZeroShotResult:
+        """One pass of the model over the images, and what came of it."""
+        with model.evaluating():
+            classes = embed_classes(model, self.classnames, self.templates)
+            found = self.images.embed(model, self.batch_size)
+        images, labels = self._in_range(found)
+        ranks = label_ranks(images, classes, labels)
+        strange = num_non_finite(images, classes)
+        aurocs = [None] * len(classes) if strange else class_aurocs(images, classes, labels)
+        per_class = tuple(
+            _class_result(name, ranks[labels == index], auroc)
+            for index, (name, auroc) in enumerate(zip(self.classnames, aurocs, strict=True))
+        )
+        known = [auroc for auroc in aurocs if auroc is not None]
+        return ZeroShotResult(
+            model=model.name,
+            num_parameters=model.num_parameters,
+            num_samples=len(labels),
+            num_templates=len(self.templates),
+            top1=recall(ranks, 1),
+            top5=recall(ranks, 5) if len(classes) > 5 else None,
+            mean_per_class=float(np.mean([row.accuracy for row in per_class if row.accuracy is not None])),
+            auroc=float(np.mean(known)) if known else None,
+            num_classes_without_auroc=len(aurocs) - len(known),
+            num_non_finite=strange,
+            classes=per_class,
+            drops=dict(sorted(found.drops.items())),
+            counts=dict(sorted((+self.images.counts).items())),
+            notes=model.notes,
+        )
+
+    def _in_range(self, found: EmbeddedImages) -> tuple[Float[Tensor, "rows dim"], Int[np.ndarray, " rows"]]:
+        """The rows whose label has a name; the others are dropped, or refused if they are many."""
+        labels, num_classes = np.array(found.labels), len(self.classnames)
+        has_name = (labels >= 0) & (labels < num_classes)
+        num_nameless = int((~has_name).sum())
+        if num_nameless > MOST_OUT_OF_RANGE * len(labels):
+            raise ConfigError(
+                f"{num_nameless:,} of {len(labels):,} labels of {self.images.root} have no name: there are "
+                f"{num_classes} class names and labels from {labels.min()} to {labels.max()}; pass --classnames FILE"
+            )
+        if num_nameless:
+            found.drops["label_out_of_range"] = num_nameless
+        return found.embeddings[torch.from_numpy(has_name)], labels[has_name]
+
+
+def embed_classes(
+    model: EmbeddingModel, classnames: Sequence[str], templates: Sequence[str]
+) -> Float[Tensor, "classes dim"]:
+    """The normalised mean of each class's normalised prompts."""
+    means = []
+    step = max(1, TEXTS_PER_BATCH // len(templates))
+    for start in range(0, len(classnames), step):
+        names = classnames[start : start + step]
+        prompts = [prompt(template, name) for name in names for template in templates]
+        means.append(model.embed_texts(prompts).view(len(names), len(templates), -1).mean(dim=1))
+    return torch.nn.functional.normalize(torch.cat(means), dim=-1)
+
+
+def _class_result(name: str, ranks: Int[np.ndarray, " rows"], auroc: float | None) -> ClassResult:
+    return ClassResult(name, len(ranks), recall(ranks, 1) if len(ranks) else None, auroc)

@@ -1,0 +1,299 @@
+"""What a student is trained on: contrastive, affinity and feature losses over the global batch.
+
+A process compares only its own rows with the columns of all processes, so the mean of the processes' losses is that of
+the global batch. Similarities are formed a few rows at a time, in fp32, and their gradients in the same pass: nothing
+of size rows x columns is kept for backward. A direction costs three products of rows x columns x dim, and one more for
+each teacher; memory grows with columns x dim.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from reinforce.config import ConfigError, LossConfig
+from reinforce.student.batch import Batch
+
+BLOCK_ROWS = 256
+"""Rows compared at a time: enough to keep a GPU busy, and 16 MB a matrix at 16,384 columns."""
+
+_HASH_BASE = 6364136223846793005  # odd and 5 modulo 8: its powers repeat as late as they can modulo 2**64
+
+Compare = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+"""(rows, their logits [rows, columns]) -> the sum of the rows' losses and its gradient by the logits, which may be
+overwritten."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The rows of this process and those of all processes, in the order of the ranks."""
+
+    local: Tensor
+    all: Tensor
+    first: int = 0
+    """Where the local rows begin among all."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Gathered":
+        return Gathered(function(self.local), function(self.all), self.first)
+
+
+def gather(local: Tensor) -> Gathered:
+    """The rows of all processes, each of which gives equally many; no communication if there is one process.
+
+    Backward sums each row's gradient over the processes, as the gradient of a sum of their losses does.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return Gathered(local, local)
+    rows: Tensor = _AllGather.apply(local)  # type: ignore[no-untyped-call]
+    return Gathered(local, rows, dist.get_rank() * len(local))
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        rows = local.new_empty(dist.get_world_size() * len(local), *local.shape[1:])
+        dist.all_gather_into_tensor(rows, local.contiguous())
+        return rows
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        local = grad.new_empty(len(grad) // dist.get_world_size(), *grad.shape[1:])
+        dist.reduce_scatter_tensor(local, grad.contiguous())
+        return local
+
+
+def compare_rows(
+    rows: Float[Tensor, "batch dim"],
+    columns: Float[Tensor, "global dim"],
+    logit_scale: Float[Tensor, ""],
+    compare: Compare,
+    block_rows: int = BLOCK_ROWS,
+) -> Float[Tensor, ""]:
+    """The mean over the rows of what `compare` says of their logits, `logit_scale * rows @ columns.T`."""
+    with torch.autocast(rows.device.type, enabled=False):
+        inputs = (rows.float(), columns.float(), logit_scale.float())
+        loss: Tensor = _CompareRows.apply(*inputs, compare, block_rows)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _CompareRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, columns: Tensor, logit_scale: Tensor, compare: Compare, block_rows: int
+    ) -> Tensor:
+        needs_rows, needs_columns, needs_scale = ctx.needs_input_grad[:3]
+        loss, grad_scale = rows.new_zeros(()), torch.zeros_like(logit_scale)
+        grad_rows = torch.empty_like(rows) if needs_rows else None
+        grad_columns = torch.zeros_like(columns) if needs_columns else None
+        for start in range(0, len(rows), block_rows):
+            block = slice(start, min(start + block_rows, len(rows)))
+            scaled = rows[block] * logit_scale
+            block_loss, grad_logits = compare(block, scaled @ columns.T)
+            loss += block_loss
+            if grad_columns is not None:
+                grad_columns.addmm_(grad_logits.T, scaled)
+            if needs_rows or needs_scale:
+                grad_scaled = grad_logits @ columns
+                grad_scale += (grad_scaled * rows[block]).sum()
+                if grad_rows is not None:
+                    torch.mul(grad_scaled, logit_scale, out=grad_rows[block])
+        grads = (grad_rows, grad_columns, grad_scale if needs_scale else None)
+        ctx.save_for_backward(*(None if grad is None else grad.div_(len(rows)) for grad in grads))
+        return loss / len(rows)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if grad is None else grad * grad_loss for grad in ctx.saved_tensors), None, None
+
+
+def contrastive_loss(
+    image: Gathered,
+    text: Gathered,
+    logit_scale: Float[Tensor, ""],
+    *,
+    caption_ids: Gathered | None = None,
+    block_rows: int = BLOCK_ROWS,
+) -> Float[Tensor, ""]:
+    """InfoNCE, the mean of both directions, of unit-norm pairs.
+
+    With `caption_ids`, Int64 one a pair, pairs of the same id are no negatives of one another.
+    """
+
+    def direction(rows: Gathered, columns: Gathered) -> Tensor:
+        def compare(block: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+            index = torch.arange(len(logits), device=logits.device)
+            own = index + (rows.first + block.start)
+            if caption_ids is not None:
+                same: Bool[Tensor, "rows global"] = caption_ids.local[block, None] == caption_ids.all
+                same[index, own] = False
+                logits.masked_fill_(same, -math.inf)
+            log_probs = logits.sub_(logits.logsumexp(1, keepdim=True))
+            loss = -log_probs[index, own].sum()
+            grad = log_probs.exp_()
+            grad[index, own] -= 1
+            return loss, grad
+
+        return compare_rows(rows.local, columns.all, logit_scale, compare, block_rows)
+
+    return (direction(image, text) + direction(text, image)) / 2
+
+
+@dataclass(frozen=True)
+class TeacherPair:
+    """A teacher's embeddings of the same pairs, as stored or normalised, and the logit scale to match it at."""
+
+    image: Gathered
+    text: Gathered
+    logit_scale: float
+
+
+def affinity_loss(
+    image: Gathered,
+    text: Gathered,
+    logit_scale: Float[Tensor, ""],
+    teachers: Sequence[TeacherPair],
+    *,
+    block_rows: int = BLOCK_ROWS,
+) -> Float[Tensor, ""]:
+    """Mean over teachers of 1/2 [KL(S(u,v) || S(s,t)) + KL(S(v,u) || S(t,s))] (arXiv 2311.17049, eq. 1 to 3).
+
+    S is the softmax of a row's similarities to all columns; u, v are the teacher's image and text, s, t the student's.
+    The divergence is whole, entropy of the teacher included: 0 where the student agrees.
+    """
+    to_texts = [(pair.image.local, pair.text.all, pair.logit_scale) for pair in teachers]
+    to_images = [(pair.text.local, pair.image.all, pair.logit_scale) for pair in teachers]
+    image_to_text = compare_rows(image.local, text.all, logit_scale, _divergence_from(to_texts), block_rows)
+    text_to_image = compare_rows(text.local, image.all, logit_scale, _divergence_from(to_images), block_rows)
+    return (image_to_text + text_to_image) / 2
+
+
+def _divergence_from(teachers: Sequence[tuple[Tensor, Tensor, float]]) -> Compare:
+    """Compares with the (rows, columns, logit scale) of each teacher, of which it makes copies in fp32."""
+    exact = [(_normalize(rows) * scale, _normalize(columns)) for rows, columns, scale in teachers]
+
+    def compare(block: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = logits.sub_(logits.logsumexp(1, keepdim=True))
+        loss, mean_target = logits.new_zeros(()), torch.zeros_like(logits)
+        for rows, columns in exact:
+            log_target = rows[block] @ columns.T
+            log_target -= log_target.logsumexp(1, keepdim=True)
+            target = log_target.exp()
+            mean_target.add_(target, alpha=1 / len(teachers))
+            # The difference first: the sums of its two terms would cancel where student and teacher agree.
+            loss += log_target.sub_(log_probs).mul_(target).sum() / len(teachers)
+        return loss, log_probs.exp_().sub_(mean_target)
+
+    return compare
+
+
+def _normalize(rows: Tensor) -> Tensor:
+    return F.normalize(rows.float(), dim=-1)
+
+
+def feature_loss(mapped: Float[Tensor, "batch dim"], target: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
+    """CLIP-KD's feature distillation (arXiv 2307.12732) of one modality, without its weight of 2000.
+
+    The squared error, mean over rows and dims, of the student's embeddings, mapped linearly into the teacher's space
+    and then normalised, against the teacher's. Normalises both.
+    """
+    return F.mse_loss(_normalize(mapped), _normalize(target))
+
+
+def caption_ids(tokens: Int64[Tensor, "batch context"]) -> Int64[Tensor, " batch"]:
+    """A 64-bit hash of each row, the same on every machine: equal rows have equal ids."""
+    powers = torch.full((tokens.shape[1],), _HASH_BASE, dtype=torch.int64, device=tokens.device).cumprod(0)
+    return (tokens * powers).sum(1)
+
+
+@dataclass(frozen=True)
+class StudentOutputs:
+    """What a student says of a batch, or of this process's rows of it; embeddings are unit-norm."""
+
+    image: Float[Tensor, "batch dim"]
+    texts: dict[str, Float[Tensor, "batch dim"]]
+    """By role; empty for a student without a text tower."""
+    logit_scale: Float[Tensor, ""]
+    """The factor itself, not its logarithm."""
+    mapped_image: dict[str, Float[Tensor, "batch teacher_dim"]] = field(default_factory=dict)
+    """By teacher, of the linear map into its space; empty unless the feature loss is used. Not normalised."""
+    mapped_texts: dict[str, dict[str, Float[Tensor, "batch teacher_dim"]]] = field(default_factory=dict)
+    """By role, then by teacher."""
+
+
+class StudentLoss:
+    """The recipe's loss, summed over the roles of a batch. Holds no parameters and no state.
+
+    `teacher_scales` are the logit scales that the dataset records, by teacher; the recipe may override them. A student
+    without a text tower learns in the space of its one teacher, whose text embeddings stand for its own.
+    """
+
+    def __init__(self, config: LossConfig, teacher_scales: dict[str, float]) -> None:
+        known = ", ".join(sorted(teacher_scales)) or "none"
+        unknown = sorted(config.teacher_scales.keys() - teacher_scales.keys())
+        if unknown:
+            raise ConfigError(f"student.loss.teacher_scales: no teacher {unknown[0]!r} is read; those read: {known}")
+        if config.kind == "mobileclip" and not teacher_scales:
+            raise ConfigError("student.loss.kind: mobileclip needs a teacher, and none is read; use clip")
+        self.teacher_scales = {**teacher_scales, **config.teacher_scales}
+        self._mask_same_captions = config.mask_same_captions
+        distillation = config.distillation if config.kind == "mobileclip" else 0.0
+        weights = {"contrastive": 1 - distillation, "distillation": distillation, "feature": config.feature_weight}
+        self._weights = {name: weight for name, weight in weights.items() if weight}
+
+    def __call__(self, outputs: StudentOutputs, batch: Batch) -> dict[str, Tensor]:
+        """`loss`, and detached its terms, each before its weight. `batch` is what `outputs` were computed from."""
+        image = gather(outputs.image.float())
+        terms = {name: torch.zeros((), device=outputs.image.device) for name in self._weights}
+        used = self.teacher_scales if "distillation" in terms else ()
+        teacher_images = {name: gather(batch.teacher_images[name]) for name in used}
+        for role, local_text in (outputs.texts or self._teacher_texts(outputs, batch)).items():
+            text = gather(local_text.float())
+            if "contrastive" in terms:
+                terms["contrastive"] += contrastive_loss(
+                    image, text, outputs.logit_scale, caption_ids=self._caption_ids(batch, role)
+                )
+            if "distillation" in terms:
+                teachers = [
+                    TeacherPair(teacher_images[name], gather(batch.teacher_texts[role][name]), scale)
+                    for name, scale in self.teacher_scales.items()
+                ]
+                terms["distillation"] += affinity_loss(image, text, outputs.logit_scale, teachers)
+            if "feature" in terms:
+                terms["feature"] += self._feature_loss(outputs, batch, role)
+        loss = torch.stack([weight * terms[name] for name, weight in self._weights.items()]).sum()
+        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
+
+    def _teacher_texts(self, outputs: StudentOutputs, batch: Batch) -> dict[str, Tensor]:
+        if len(self.teacher_scales) != 1:
+            names = ", ".join(self.teacher_scales) or "none"
+            raise ConfigError(f"student.data.teachers: a student without text needs one teacher, not {names}")
+        (teacher,) = self.teacher_scales
+        texts = {role: _normalize(rows[teacher]) for role, rows in batch.teacher_texts.items()}
+        for text in texts.values():
+            if text.shape[1] != outputs.image.shape[1]:
+                raise ConfigError(
+                    f"student.model.embed_dim: must be {text.shape[1]}, that of teacher {teacher}, for a student "
+                    "without text"
+                )
+        return texts
+
+    def _caption_ids(self, batch: Batch, role: str) -> Gathered | None:
+        return gather(caption_ids(batch.texts[role])) if self._mask_same_captions else None
+
+    def _feature_loss(self, outputs: StudentOutputs, batch: Batch, role: str) -> Tensor:
+        """Mean over teachers of the errors of image and text; like every term of a role, with its image."""
+        total = torch.zeros((), device=outputs.image.device)
+        for name in self.teacher_scales:
+            total += feature_loss(outputs.mapped_image[name], batch.teacher_images[name])
+            if outputs.texts:
+                total += feature_loss(outputs.mapped_texts[role][name], batch.teacher_texts[role][name])
+        return total / len(self.teacher_scales)

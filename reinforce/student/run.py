@@ -1,0 +1,274 @@
+"""One process of a training run: the state it holds, the steps it takes, what it saves and takes up again."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from reinforce.config import ConfigError, StudentConfig
+from reinforce.evaluation import EmbeddingModel, ZeroShotTask
+from reinforce.shards.dataset import differences
+from reinforce.student.batch import Batch, Position
+from reinforce.student.checkpoint import (
+    CHECKPOINT_FILE,
+    Progress,
+    Trainables,
+    load_checkpoint,
+    read_progress,
+    save_checkpoint,
+)
+from reinforce.student.distributed import Processes
+from reinforce.student.journal import METRICS_FILE, Journal, Meter
+from reinforce.student.learner import Learner, backward, rng_state, set_rng_state
+from reinforce.student.losses import StudentLoss
+from reinforce.student.models import Student, build_student
+from reinforce.student.optimize import learning_rate, make_average, make_optimizer
+from reinforce.student.plan import ReadPlan
+from reinforce.student.reader import Placement, ReinforcedDataset
+from reinforce.student.tokenizer import StudentTokenizer
+
+# What may change between a checkpoint and the run that goes on from it.
+_FREE_FIELDS = {"evaluation", "device", "threads", "compile", "checkpoint_every", "log_every", "loggers"}
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message is one line that says where and what to try."""
+
+
+class Run:
+    """One process of a training run."""
+
+    def __init__(self, config: StudentConfig, plan: ReadPlan, folder: Path, processes: Processes) -> None:
+        self.config = config
+        self.plan = plan
+        self.folder = folder
+        self.processes = processes
+        self.local_batch_size = _local_batch_size(config, processes.world_size)
+        self.num_samples = plan.count_samples()
+        self.num_steps = config.steps or max(1, round((config.epochs or 0) * self.num_samples / config.batch_size))
+        self.loss = StudentLoss(config.loss, plan.logit_scales)
+        self.evaluation = _evaluation(config) if processes.is_first else None
+        self.student = build_student(config.model, config.seed)
+        if self.student.tokenizer is None and (self.evaluation or config.loss.kind == "clip"):
+            raise ConfigError("student.model.text: null; loss.kind clip and evaluation need a text tower")
+        if config.model.checkpoint is None:
+            self.student.model.logit_scale.data.fill_(math.log(config.loss.initial_logit_scale))
+        if config.gradient_checkpointing:
+            self.student.model.set_grad_checkpointing(True)
+        dims = {name: int(model["dim"]) for name, model in plan.teachers.items()}
+        torch.manual_seed(config.seed)
+        module = Learner(self.student, config.loss, dims).to(processes.device)
+        self.trainables = Trainables(
+            module, make_optimizer(module, config.optimizer), make_average(module, config.optimizer)
+        )
+        self.learner = self._wrapped(module)
+        self.first_step = 0
+        num_workers = max(1, config.data.workers)
+        self.positions = [Position(worker) for worker in range(num_workers)]
+        self.next_worker = 0
+        torch.manual_seed(config.seed + processes.rank)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.first_step >= self.num_steps
+
+    def begin(self, *, resume: bool) -> None:
+        """Makes the output folder, or takes up the run that is there. Raises `ConfigError` if that was another."""
+        checkpoint = self.folder / CHECKPOINT_FILE
+        if not resume and (self.folder / METRICS_FILE).exists():
+            raise ConfigError(f"--output {self.folder}: holds a run already; pass --resume or another --output")
+        if resume and checkpoint.exists():
+            progress = read_progress(checkpoint)
+            changed = differences("student", progress.identity, self._identity())
+            if changed:
+                raise ConfigError(f"--resume: the run in {self.folder} was another: {'; '.join(changed)}")
+            set_rng_state(load_checkpoint(checkpoint, self.trainables, self.processes.rank), self.processes.device)
+            self.first_step = progress.step
+            self.positions = progress.positions[self.processes.rank]
+            self.next_worker = progress.next_workers[self.processes.rank]
+        self.processes.wait()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def trained(self) -> Student:
+        """The student as it is now, with averaged weights if the recipe asks for them."""
+        average = self.trainables.average
+        return self.student if average is None else replace(self.student, model=average.module.model)
+
+    def take_steps(self, journal: Journal | None) -> None:
+        """The steps that are left; raises `TrainingError` if the loss is no longer finite."""
+        batches = self._batches()
+        meter = Meter(self.config.batch_size)
+        for step in range(self.first_step + 1, self.num_steps + 1):
+            with meter.waiting():
+                batch = next(batches)
+                self._note_position(batch.position)
+            terms, gradient_norm = self._step(step, batch.to(self.processes.device))
+            meter.add(terms)
+            if journal is not None:
+                journal.counts.update(batch.counts)
+            is_last = step == self.num_steps
+            if is_last or step % self.config.log_every == 0:
+                self._log(step, meter.figures(), float(gradient_norm), journal)
+            self._evaluate(step, journal)
+            if is_last or step % self.config.checkpoint_every == 0:
+                self._check_finite(step, float(terms["loss"].detach()))
+                self._save(step)
+
+    def _log(self, step: int, figures: dict[str, float], gradient_norm: float, journal: Journal | None) -> None:
+        self._check_finite(step, figures["loss"])
+        if journal is None:
+            return
+        samples = step * self.config.batch_size
+        more = {
+            "samples": samples,
+            "epoch": samples / self.num_samples,
+            "learning_rate": learning_rate(step, self.num_steps, self.config.optimizer),
+            "logit_scale": float(self.student.model.logit_scale.detach().exp()),
+            "gradient_norm": gradient_norm,
+        }
+        journal.train(step, figures | more)
+
+    def _step(self, step: int, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """One optimizer step; returns the loss with its terms and the gradient's norm before clipping."""
+        optimizer, config = self.trainables.optimizer, self.config.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.num_steps, config)
+        optimizer.zero_grad(set_to_none=True)
+        terms = backward(self.learner, self.loss, batch, num_parts=self.config.accumulate, autocast=self._autocast())
+        limit = config.clip_norm if config.clip_norm is not None else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.trainables.module.parameters(), limit)
+        optimizer.step()
+        if self.trainables.average is not None:
+            self.trainables.average.update_parameters(self.trainables.module)
+        return terms, norm
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.processes.device.type, torch.bfloat16)
+
+    def _batches(self) -> Iterator[Batch]:
+        processes = self.processes
+        started = any(position != Position(position.worker) for position in self.positions)
+        dataset = ReinforcedDataset(
+            self.plan,
+            self.student.tokenizer or StudentTokenizer(context_length=8),
+            batch_size=self.local_batch_size,
+            image_size=self.student.image_size,
+            placement=Placement(
+                rank=processes.rank,
+                world_size=processes.world_size,
+                resume=tuple(self.positions) if started else (),
+                next_worker=self.next_worker,
+            ),
+        )
+        return iter(dataset.loader(pin_memory=processes.device.type == "cuda"))
+
+    def _note_position(self, position: Position) -> None:
+        self.positions[position.worker] = position
+        self.next_worker = (position.worker + 1) % len(self.positions)
+
+    def _evaluate(self, step: int, journal: Journal | None) -> None:
+        evaluation = self.config.evaluation
+        if evaluation is None or not (step == self.num_steps or step % evaluation.every_steps == 0):
+            return
+        if self.evaluation is not None and journal is not None:
+            result = self.evaluation.evaluate(_embedding_model(self.trained(), self.processes.device))
+            samples = step * self.config.batch_size
+            auroc = float("nan") if result.auroc is None else result.auroc
+            journal.evaluation(step, {"samples": samples, "top1": result.top1, "auroc": auroc})
+        self.processes.wait()
+
+    def _check_finite(self, step: int, loss: float) -> None:
+        if loss - loss != 0:
+            raise TrainingError(
+                f"step {step}: the loss is {loss}; lower student.optimizer.learning_rate (now "
+                f"{self.config.optimizer.learning_rate:g}) or raise warmup_steps. The last checkpoint is kept"
+            )
+
+    def _save(self, step: int) -> None:
+        gathered = self.processes.gather((self.positions, self.next_worker, rng_state(self.processes.device)))
+        if self.processes.is_first:
+            positions, next_workers, rng_states = (list(values) for values in zip(*gathered, strict=True))
+            progress = Progress(step, positions, next_workers, self._identity())
+            save_checkpoint(self.folder / CHECKPOINT_FILE, self.trainables, progress, rng_states)
+        self.processes.wait()
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change for a run to go on: the recipe, the data, the number of processes."""
+        stems = hashlib.sha256("\n".join(self.plan.stems).encode()).hexdigest()
+        return {
+            **self.config.model_dump(mode="json", exclude=_FREE_FIELDS),
+            "world_size": self.processes.world_size,
+            "shards_sha256": stems,
+            "signals": self.plan.fingerprints,
+            "num_views": self.plan.num_views,
+            "selection_sha256": self.plan.selection.sha256 if self.plan.selection else None,
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """What `student.json` says of where the student comes from."""
+        return {
+            "recipe": {"student": self.config.model_dump(mode="json")},
+            "steps": self.num_steps,
+            "samples_seen": self.num_steps * self.config.batch_size,
+            "teachers": {name: model.get("weights_sha256") for name, model in self.plan.teachers.items()},
+            "signals": self.plan.fingerprints,
+        }
+
+    def _wrapped(self, module: Learner) -> Any:
+        learner: Any = torch.compile(module) if self.config.compile else module
+        return DistributedDataParallel(learner) if self.processes.world_size > 1 else learner
+
+    def description(self) -> list[str]:
+        """What a user checks before the steps begin, in a few lines."""
+        num_parameters = sum(parameter.numel() for parameter in self.student.model.parameters())
+        teachers = ", ".join(f"{name} at scale {scale:.4g}" for name, scale in self.loss.teacher_scales.items())
+        lines = [
+            f"student: {num_parameters / 1e6:.1f} M parameters, {self.student.image_size} px; "
+            f"{self.num_steps:,} steps of {self.config.batch_size:,} on {self.processes.device}",
+            f"data: {self.num_samples:,} samples, {self.plan.num_views} views, captions "
+            f"{', '.join(self.plan.num_captions)}; stored signals of {teachers or 'no teacher'}",
+        ]
+        if self.plan.num_skipped_shards:
+            lines.append(f"{self.plan.num_skipped_shards:,} unfinished shards are left out")
+        return lines + ([f"going on from step {self.first_step:,}"] if self.first_step else [])
+
+
+def _local_batch_size(config: StudentConfig, world_size: int) -> int:
+    size, rest = divmod(config.batch_size, world_size * config.accumulate)
+    if rest:
+        raise ConfigError(
+            f"student.batch_size: {config.batch_size} does not divide by {world_size} processes x "
+            f"student.accumulate {config.accumulate}"
+        )
+    return size * config.accumulate
+
+
+def _evaluation(config: StudentConfig) -> ZeroShotTask | None:
+    evaluation = config.evaluation
+    if evaluation is None:
+        return None
+    return ZeroShotTask(list(evaluation.shards), select=evaluation.select, templates=evaluation.templates)
+
+
+def _embedding_model(student: Student, device: torch.device) -> EmbeddingModel:
+    assert student.tokenizer is not None
+    return EmbeddingModel(
+        name="student",
+        module=student.model,
+        encode_image=student.model.encode_image,
+        encode_text=student.model.encode_text,
+        tokenize=student.tokenizer,
+        image_size=student.image_size,
+        mean=student.mean,
+        std=student.std,
+        device=device,
+    )

@@ -1,0 +1,103 @@
+"""Trains a student from a reinforced dataset: the command `reinforce train-student` as a function.
+
+No teacher, no captioner and no ray is imported here, and none of their weights is read: what a teacher said is in the
+dataset. A step costs what plain CLIP training costs, plus one more product of similarities for each teacher.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from reinforce.config import ConfigError, Recipe, StudentConfig, load_recipe
+from reinforce.formatting import format_seconds
+from reinforce.student.curves import CURVES_FILE, draw_curves
+from reinforce.student.distributed import join_processes
+from reinforce.student.journal import Journal, read_metrics
+from reinforce.student.models import save_student
+from reinforce.student.plan import plan_reading
+from reinforce.student.run import Run
+
+STUDENT_FOLDER = "student"
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a run did: `num_steps` of its steps were taken now, the others before."""
+
+    student: Path
+    num_steps: int
+    num_steps_before: int
+    samples_seen: int
+    elapsed_s: float
+
+
+def train_student(
+    dataset: str,
+    output: str | Path,
+    recipe: str | Recipe,
+    *,
+    shards: Sequence[str] = (),
+    root: str | None = None,
+    overrides: Sequence[str] = (),
+    select: str | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+) -> TrainingSummary:
+    """Trains the student of a recipe and saves it to `OUTPUT/student`; `OUTPUT` also gets metrics, curves, checkpoint.
+
+    `root` is where the source shards are, if not where the dataset was built from. Under torchrun every process calls
+    this and the first one writes. Raises `ConfigError`, `ModelError`, `FormatError`, `StorageError`, `ReadError`, or
+    `TrainingError` when the loss is no longer finite.
+    """
+    config = _student_config(load_recipe(recipe, list(overrides)) if isinstance(recipe, str) else recipe)
+    folder = Path(output)
+    with join_processes(config.device) as processes:
+        torch.set_num_threads(config.threads)
+        uses_teachers = config.loss.kind == "mobileclip"
+        plan = plan_reading(
+            dataset, config.data, seed=config.seed, uses_teachers=uses_teachers, shards=shards, root=root, select=select
+        )
+        run = Run(config, plan, folder, processes)
+        run.begin(resume=resume)
+        started_s = time.monotonic()
+        # The steps, recorded by the first process.
+        if run.is_finished:
+            pass
+        elif processes.is_first:
+            console = console or Console(stderr=True)
+            with Journal(folder, config, run.num_steps, run.first_step, console) as journal:
+                for line in run.description():
+                    journal.line(line)
+                run.take_steps(journal)
+        else:
+            run.take_steps(None)
+        elapsed_s = time.monotonic() - started_s
+        # What they gave.
+        if processes.is_first:
+            save_student(run.trained(), folder / STUDENT_FOLDER, extra=run.provenance())
+            draw_curves(read_metrics(folder), folder / CURVES_FILE)
+        processes.wait()
+        num_taken = run.num_steps - run.first_step
+        return TrainingSummary(
+            folder / STUDENT_FOLDER, num_taken, run.first_step, run.num_steps * config.batch_size, elapsed_s
+        )
+
+
+def describe(summary: TrainingSummary) -> str:
+    """The last line a training prints."""
+    if not summary.num_steps:
+        return f"all {summary.num_steps_before:,} steps were taken before; student: {summary.student}"
+    return (
+        f"{summary.num_steps:,} steps in {format_seconds(summary.elapsed_s)}, {summary.samples_seen:,} samples seen; "
+        f"student: {summary.student}"
+    )
+
+
+def _student_config(recipe: Recipe) -> StudentConfig:
+    if recipe.student is None:
+        raise ConfigError("student: the recipe has no such section, and training needs one")
+    return recipe.student
