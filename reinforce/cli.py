@@ -177,6 +177,37 @@ def inspect(
 
 
 @app.command()
+def select(
+    dataset: Annotated[str, typer.Argument(metavar="URI", help="A reinforced dataset.")],
+    output: Annotated[str, typer.Option(help="The Parquet of (stem, key) to write; --select of other commands.")],
+    split: Annotated[str, typer.Option(help="LOW:HIGH, parts of 1: 0:0.9 to train on, 0.9:1 to validate with.")],
+) -> None:
+    """Pick samples of a dataset: a part of them by a hash of their keys, the same part every time."""
+    with _one_line_errors():
+        from reinforce.selection import parse_split, select_split
+
+        print(f"{output}: {select_split(dataset, output, *parse_split(split)):,} samples")
+
+
+@app.command()
+def export(
+    student: Annotated[Path, typer.Argument(help="A student's folder.")],
+    output: Annotated[Path, typer.Option(help="The ONNX file to write.")],
+) -> None:
+    """Export a student's image tower to ONNX, in fp32, checked against PyTorch before it is written."""
+    with _one_line_errors():
+        from reinforce.deploy.export import export_onnx
+
+        report = export_onnx(student, output)
+        print(
+            f"{report.output}: {report.num_parameters / 1e6:.1f} M parameters, {report.image_size} px to "
+            f"{report.embed_dim} values, {report.num_bytes / 1e6:.1f} MB "
+            f"({report.num_folded_parameters:,} parameters folded)\n"
+            f"cosine to PyTorch: {report.min_cosine:.6f} at worst over {report.num_images} images"
+        )
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the scenes and the dataset.")] = Path("demo"),
     num_images: Annotated[int, typer.Option(min=8, help="Scenes to generate.")] = 3000,

@@ -1,7 +1,6 @@
 """Students: built from a recipe, the same through open_clip's `local-dir:`, and never silently random."""
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,16 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
 
-import reinforce
 from reinforce.config import ConfigError, StudentModelConfig
 from reinforce.student import models
 from reinforce.student.blueprint import draw_blueprint
 from reinforce.student.models import Student, build_student, load_student, save_student
-from reinforce.student.tokenizer import StudentTokenizer
 from reinforce.weights import ModelError
-from tests.models import word_tokenizer
+from tests.test_student_tokenizer import DEMO_TOKENIZER, TEXTS, low_end_tokenizer
 
-DEMO_MODELS = Path(reinforce.__file__).parent / "demo" / "models"
-DEMO_TOKENIZER = str(DEMO_MODELS / "demo-a")
 TEXT: dict[str, Any] = {"context_length": 12, "width": 32, "heads": 2, "layers": 1}
 SMALL: dict[str, Any] = {"backbone": "test_efficientnet", "image_size": 64, "embed_dim": 24, "text": TEXT}
-TEXTS = ["a red circle", "two cats and a boat!", "the sky " * 40, "", "A photo of a dog."]
 
 
 def config(**fields: Any) -> StudentModelConfig:
@@ -76,14 +69,6 @@ def folder(student: Student, tmp_path: Path) -> Path:
     return tmp_path / "student"
 
 
-def low_end_tokenizer(folder: Path, **special: str) -> str:
-    """A tokenizer whose end token has a low id, as BERT's and T5's: argmax would read a text at its longest word."""
-    tokenizer = word_tokenizer(12)
-    tokenizer.add_special_tokens(special)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 CASES: dict[str, dict[str, Any]] = {
     "backbone, CLIP's encoding": SMALL | {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)},
     "mlp, a tokenizer's folder": SMALL | {"projection": "mlp", "tokenizer": DEMO_TOKENIZER},
@@ -105,7 +90,10 @@ def test_open_clip_opens_the_folder_to_the_same_embeddings(case: str, tmp_path: 
     tokenize = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'student'}")
     pixels = torch.stack([preprocess(image) for image in images()])
     assert pixels.shape[2] == built.image_size
-    assert preprocess.transforms[-1].mean == list(built.mean)
+    normalise = preprocess.transforms[-1]
+    assert (normalise.mean, normalise.std) == (list(built.mean), list(built.std))
+    if "mean" in fields:
+        assert (built.mean, built.std) == (fields["mean"], fields["std"])
     tokens = tokenize(TEXTS)
     assert built.tokenizer
     torch.testing.assert_close(built.tokenizer(TEXTS), tokens, rtol=0, atol=0)
@@ -125,6 +113,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_generator_a
     torch.manual_seed(5)
     some, same, other = (build_student(small(), seed).model.state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.rand(1), expected)
+    assert all(module.training for module in build_student(small(), 3).model.modules())
     assert all(torch.equal(some[name], same[name]) for name in some)
     assert not torch.equal(some["visual.head.proj.weight"], other["visual.head.proj.weight"])
 
@@ -314,66 +303,3 @@ def test_no_other_folder_is_replaced(student: Student, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     save_student(student, tmp_path / "empty")
     assert load_student(tmp_path / "empty").embed_dim == 24
-
-
-# Tokenizers
-
-
-def tokenizers(tmp_path: Path) -> dict[str, StudentTokenizer]:
-    end_pads = low_end_tokenizer(tmp_path / "end pads", pad_token="<eos>")
-    return {
-        "CLIP's": StudentTokenizer(12),
-        "demo-a": StudentTokenizer(12, DEMO_TOKENIZER),
-        "low end": StudentTokenizer(12, low_end_tokenizer(tmp_path / "low end")),
-        "end pads": StudentTokenizer(12, end_pads),
-        "canonical": StudentTokenizer(12, None, {"clean": "canonicalize"}),
-    }
-
-
-@pytest.mark.parametrize("name", ["CLIP's", "demo-a", "low end", "end pads", "canonical"])
-def test_tokens_and_cuts_in_one_pass_are_those_of_two(name: str, tmp_path: Path) -> None:
-    tokenizer = tokenizers(tmp_path)[name]
-    texts = [" ".join(["red"] * num_words) for num_words in range(20)] + TEXTS + ["! ! !" * 30]
-    ids, is_cut = tokenizer.tokenize(texts)
-    assert (ids.shape, ids.dtype) == ((len(texts), 12), torch.int64)
-    assert torch.equal(ids, tokenizer(texts))
-    # A text was cut if and only if much more room gives it another beginning.
-    roomy = StudentTokenizer(400, tokenizer.folder, tokenizer.options)(texts)[:, :12]
-    np.testing.assert_array_equal(is_cut, (roomy != ids).any(dim=1).numpy())
-    np.testing.assert_array_equal(tokenizer.truncated(texts), is_cut)
-    assert is_cut[:20].tolist() == [False] * 11 + [True] * 9  # ten words fit between begin and end
-    assert tokenizer.tokenize([])[0].shape == (0, 12)
-
-
-def test_a_tokenizer_travels_to_a_worker(tmp_path: Path) -> None:
-    for tokenizer in tokenizers(tmp_path).values():
-        expected = tokenizer(TEXTS)
-        pickled = pickle.dumps(tokenizer)
-        assert len(pickled) < 500
-        assert torch.equal(pickle.loads(pickled)(TEXTS), expected)
-
-
-def test_a_tokenizer_that_a_text_tower_cannot_use_is_refused(tmp_path: Path) -> None:
-    endless = word_tokenizer(12)
-    endless.backend_tokenizer.post_processor = None
-    endless.save_pretrained(tmp_path / "endless")
-    unpadded = word_tokenizer(12)
-    unpadded.pad_token = None
-    unpadded.save_pretrained(tmp_path / "unpadded")
-    word_tokenizer(12).save_pretrained(tmp_path / "left")
-    left = tmp_path / "left" / "tokenizer_config.json"
-    left.write_text(json.dumps(json.loads(left.read_text()) | {"padding_side": "left"}))
-    (tmp_path / "empty").mkdir()
-    for name, message in {
-        "endless": "ends its texts with no end token",
-        "unpadded": "is no tokenizer that pads and cuts",
-        "left": "pads at the left",
-        "empty": "is no tokenizer that pads and cuts",
-    }.items():
-        with pytest.raises(ConfigError, match=f"^student.model.tokenizer: {name} {message}"):
-            build_student(small(tokenizer=str(tmp_path / name)), seed=0)
-
-
-def test_a_saved_tokenizer_is_the_same_through_transformers(folder: Path) -> None:
-    before, after = (AutoTokenizer.from_pretrained(path) for path in (DEMO_TOKENIZER, folder))
-    assert before(TEXTS).input_ids == after(TEXTS).input_ids

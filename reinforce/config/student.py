@@ -35,10 +35,10 @@ class StudentModelConfig(Strict):
     tokenizer: str | None = None
     """A transformers tokenizer: a folder or a hub id; default: the architecture's, or CLIP's byte-pair encoding."""
     checkpoint: str | None = None
-    """Weights to start from: a tag of the architecture that open_clip knows, a file or URI, or a student's folder.
-    `imagenet`: the backbone's own weights from timm. Default: from scratch."""
+    """Weights to start from: a tag of the architecture that open_clip knows, a file or URI, or the folder of a student
+    that is as described here. `imagenet`: the backbone's own from timm. Default: from scratch."""
     mean: tuple[float, float, float] | None = None
-    """Normalisation of the images; default: the architecture's, or CLIP's."""
+    """Normalisation of the images; default: the checkpoint's, the architecture's, or CLIP's."""
     std: tuple[float, float, float] | None = None
 
     @model_validator(mode="after")

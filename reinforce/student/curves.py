@@ -7,6 +7,8 @@ from typing import Any
 CURVES_FILE = "curves.svg"
 
 _LEFT_OUT = {"kind", "step", "samples", "epoch", "learning_rate", "left_out", "samples_per_s", "wait_share"}
+_LABEL_HEIGHT = 0.06
+"""Of a line of text, as a share of the axis of accuracy."""
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -30,19 +32,44 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def draw_accuracy(runs: dict[str, Sequence[dict[str, Any]]], levels: dict[str, float], path: Path) -> None:
-    """Zero-shot accuracy over samples seen, a line a run, and a level for each model that is not trained."""
+    """Zero-shot accuracy over samples seen, a line a run, and a level for each model that is not trained.
+
+    Each has its name and its last accuracy at the right.
+    """
     figure, (axis,) = _new_figure(1)
+    ends = []
     for index, (name, rows) in enumerate(runs.items()):
         points = [(row["samples"], row["top1"]) for row in rows if row["kind"] == "evaluation"]
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, color=f"C{index}")
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=3.5, color=f"C{index}")
+        ends.append((points[-1][1], name, f"C{index}", "bold"))
     for name, value in levels.items():
-        axis.axhline(value, linestyle="--", linewidth=1, color="0.5")
-        axis.annotate(name, (0, value), (4, 3), textcoords="offset points", color="0.4", fontsize=8)
+        axis.axhline(value, linestyle=(0, (5, 3)), linewidth=1, color="0.5")
+        ends.append((value, name, "0.35", "normal"))
+    ends.sort(key=lambda end: end[0])
+    heights = _spread([value for value, *_ in ends], _LABEL_HEIGHT)
+    for height, (value, name, color, weight) in zip(heights, ends, strict=True):
+        axis.annotate(
+            f"{name}  {value:.2f}",
+            (1.02, height),
+            xycoords=axis.get_yaxis_transform(),
+            color=color,
+            fontweight=weight,
+            va="center",
+        )
     axis.set_xlabel("samples seen")
     axis.set_ylabel("zero-shot accuracy")
-    axis.set_ylim(bottom=0)
-    axis.legend(frameon=False, loc="lower right")
+    axis.set_xlim(left=0)
+    axis.set_ylim(0, 1)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
     _save(figure, path)
+
+
+def _spread(values: Sequence[float], gap: float) -> list[float]:
+    """Ascending values moved apart to at least `gap`, the last by the least, as labels that must not overlap."""
+    spread = list(values)
+    for index in range(len(spread) - 2, -1, -1):
+        spread[index] = min(spread[index], spread[index + 1] - gap)
+    return spread
 
 
 def _new_figure(num_panels: int) -> tuple[Any, Any]:

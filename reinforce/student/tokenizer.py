@@ -1,7 +1,7 @@
 """A student's tokenizer: CLIP's byte-pair encoding or a transformers tokenizer, exactly as open_clip applies it.
 
 It is small to pickle (a folder's name at most) and loads the vocabulary at its first use, so that every worker process
-of a reader has its own. About 0.1 ms a caption of any kind; which captions were cut costs one more pass over only those.
+of a reader has its own. About 0.1 ms a caption; which captions were cut costs one more pass over only those.
 """
 
 import json
