@@ -1,6 +1,6 @@
 """What reinforcement buys on real images: CIFAR-10 students, plain and distilled, equal steps, three seeds.
 
-    python -m tests.benchmarks.cifar10_students [--folder DIR]      (about 100 minutes on two cores; goes on where it was)
+    python -m tests.benchmarks.cifar10_students [--folder DIR]    (about 100 minutes on two cores)
 
 Needs ../shared: 8,000 training images, 2,000 test images, two teachers that were trained on CIFAR-10's 50,000 training
 images. Every run has the same student, steps, batch and views of the same images; nothing is chosen on the test set
@@ -180,14 +180,13 @@ def headline(baseline: Job, folder: Path) -> None:
     print("| distilled, two teachers, trained for | accuracy | samples of plain over these |\n|---|---|---|")
     for job in [*SHORT, DISTILLED[0]]:
         samples = curve(job, folder, 0)[-1][0]
-        print(
-            f"| {job.epochs} epochs, {samples:,} samples | {show(final(job, folder))} | {baseline_samples / samples:.1f} |"
-        )
+        ratio = baseline_samples / samples
+        print(f"| {job.epochs} epochs, {samples:,} samples | {show(final(job, folder))} | {ratio:.1f} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="keep datasets and runs here, and go on with what is here")
+    parser.add_argument("--folder", type=Path, help="keep datasets and runs here; go on with what is here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.folder or Path(temporary)).resolve()
