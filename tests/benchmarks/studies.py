@@ -1,0 +1,78 @@
+"""What studies of students share: trainings by name and seed, one process a core, resumed from what is there."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reinforce.student.journal import read_metrics
+
+REPOSITORY = Path(__file__).parents[2]
+SHARED = REPOSITORY.parent / "shared"
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: its name, its data, and the fields of `student` that it sets beside the recipe's."""
+
+    name: str
+    dataset: Path
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where the runs of a study are, and what they have in common."""
+
+    folder: Path
+    recipe: str
+    evaluation: dict[str, Any]
+    """The `evaluation` section of every run."""
+
+    def train(self, jobs: Iterable[Job], seeds: Iterable[int] = SEEDS) -> None:
+        """Every job with every seed; those that are finished are left as they are."""
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for future in [pool.submit(self._train, job, seed) for job in jobs for seed in seeds]:
+                future.result()
+
+    def curve(self, job: Job, seed: int) -> list[tuple[int, float]]:
+        """(samples seen, accuracy) of every evaluation."""
+        rows = read_metrics(self._output(job, seed))
+        return [(row["samples"], row["top1"]) for row in rows if row["kind"] == "evaluation"]
+
+    def final(self, job: Job, seeds: Iterable[int] = SEEDS) -> list[float]:
+        """The accuracy at the end, by seed."""
+        return [self.curve(job, seed)[-1][1] for seed in seeds]
+
+    def _output(self, job: Job, seed: int) -> Path:
+        return self.folder / "runs" / f"{job.name}-{seed}"
+
+    def _train(self, job: Job, seed: int) -> None:
+        fields = {"seed": seed, "data.workers": 0, "evaluation": self.evaluation} | job.settings
+        command = ["train-student", "--dataset", str(job.dataset), "--recipe", self.recipe, "--resume"]
+        command += ["--output", str(self._output(job, seed))]
+        for field, value in fields.items():
+            command += ["--set", f"student.{field}={json.dumps(value)}"]
+        reinforce(command)
+
+
+def reinforce(command: list[str]) -> None:
+    """Runs a command of ours from the repository's folder; ends the study if it fails."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-m", "reinforce", *command]
+    result = subprocess.run(arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"reinforce {' '.join(command)}\n{result.stderr}")
+
+
+def show(accuracies: list[float]) -> str:
+    """Mean and sample deviation in per cent."""
+    spread = f" ± {100 * statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
+    return f"{100 * statistics.mean(accuracies):.1f}{spread}"
