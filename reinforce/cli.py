@@ -107,7 +107,8 @@ def train_student(
             resume=resume,
             console=Console(stderr=True),
         )
-        print(train.describe(summary))
+        if os.environ.get("RANK", "0") == "0":
+            print(train.describe(summary))
 
 
 @app.command()

@@ -181,9 +181,8 @@ class Run:
             return
         if self.evaluation is not None and journal is not None:
             result = self.evaluation.evaluate(_embedding_model(self.trained(), self.processes.device))
-            samples = step * self.config.batch_size
-            auroc = float("nan") if result.auroc is None else result.auroc
-            journal.evaluation(step, {"samples": samples, "top1": result.top1, "auroc": auroc})
+            figures = {"samples": step * self.config.batch_size, "top1": result.top1, "auroc": result.auroc}
+            journal.evaluation(step, {name: value for name, value in figures.items() if value is not None})
         self.processes.wait()
 
     def _check_finite(self, step: int, loss: float) -> None:
