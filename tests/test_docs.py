@@ -1,5 +1,6 @@
 """The pages and the README: their examples run, and they name every field, option, reason and footer field there is."""
 
+import dataclasses
 import doctest
 import json
 import re
@@ -20,11 +21,13 @@ from pydantic.fields import FieldInfo
 
 import reinforce.runners
 import reinforce.shards.dataset
+import reinforce.student.run
 from reinforce import config
 from reinforce.cli import app
 from reinforce.config import builtin_recipes, load_recipe, parse_recipe
 from reinforce.sample import DropReason, NullReason
 from reinforce.shards.schema import FOOTER_KEY
+from reinforce.student.batch import ORIGINAL, SYNTHETIC, Batch
 from tests.conftest import REPOSITORY
 from tests.models import save_open_clip
 from tests.tars import pairs, write_tar
@@ -39,6 +42,13 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`build.views`": config.ViewsConfig,
     "`build.teachers.NAME`": config.TeacherConfig,
     "`build.captioners.NAME`": config.CaptionerConfig,
+    "`student`": config.StudentConfig,
+    "`student.model`": config.StudentModelConfig,
+    "`student.model.text`": config.TextTowerConfig,
+    "`student.data`": config.DataConfig,
+    "`student.loss`": config.LossConfig,
+    "`student.optimizer`": config.OptimizerConfig,
+    "`student.evaluation`": config.EvaluationConfig,
 }
 HEADER_LINES = ("Claim", "Data", "Teachers", "Command")
 
@@ -92,7 +102,7 @@ def test_the_examples_of_a_page_run(page: Path, workspace: Path) -> None:
 
 
 def test_there_are_examples_and_a_wrong_one_fails(workspace: Path) -> None:
-    assert {page.name for page in with_python(PAGES)} >= {"quickstart.md", "format.md", "views.md"}
+    assert {page.name for page in with_python(PAGES)} >= {"quickstart.md", "format.md", "views.md", "students.md"}
     text = f"```python\n>>> 1 + 1\n2\n```\n\n{NOT_RUN}\n```python\nraise ValueError\n```\n"
     assert [block for _, block in code_blocks(text, "python")] == [">>> 1 + 1\n2\n"]
     with pytest.raises(AssertionError, match="Expected"):
@@ -125,7 +135,8 @@ def test_the_example_of_build(workspace: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_the_recipes_on_a_page_are_valid(page: Path) -> None:
     for _, block in code_blocks(page.read_text(), "yaml"):
-        assert parse_recipe(yaml.safe_load(block)).build.teachers
+        recipe = parse_recipe(yaml.safe_load(block))
+        assert recipe.build.teachers or recipe.student
 
 
 @pytest.mark.parametrize("name", sorted(builtin_recipes()))
@@ -137,7 +148,7 @@ def test_shipped_recipes_parse_and_say_what_they_are(name: str) -> None:
 
 
 def header_of(recipe: str) -> str:
-    return recipe.partition("\nbuild:")[0]
+    return re.split(r"^(?:build|student):", recipe, maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def test_every_field_of_a_recipe_is_described_with_its_default() -> None:
@@ -151,7 +162,7 @@ def test_every_field_of_a_recipe_is_described_with_its_default() -> None:
     assert wrong == []
     described = {model for heading, model in SECTIONS.items() if heading in sections}
     models = {value for value in vars(config).values() if isinstance(value, type) and issubclass(value, BaseModel)}
-    assert {model.__name__ for model in models - described} == {"BaseModel", "_Strict", "ViewPolicy", "Recipe"}
+    assert {model.__name__ for model in models - described} == {"ViewPolicy", "Recipe"}
 
 
 def fields_not_described(section: str, fields: Mapping[str, FieldInfo]) -> list[str]:
@@ -176,11 +187,31 @@ def default_cell(field: FieldInfo) -> str:
     return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
 
 
+def test_fields_that_may_change_on_resume_are_marked() -> None:
+    text = (DOCS / "recipes.md").read_text()
+    section = text.partition("\n## `student`\n")[2].partition("\n## ")[0]
+    marked = set(re.findall(r"^\| `(\w+)` \|[^|]*\| R \|", section, re.MULTILINE))
+    assert marked == reinforce.student.run._FREE_FIELDS
+
+
 def test_an_undescribed_field_is_noticed() -> None:
     table = "| `seed` | `0` | F | x |\n| `sed` | none | | x |\n"
     fields = config.BuildConfig.model_fields
     missing = fields_not_described(table, {"seed": fields["seed"], "threads": fields["threads"]})
     assert missing == ["threads", "sed"]
+
+
+def test_the_students_page_names_all_that_is_counted_and_recorded() -> None:
+    """Counters and rows as the code spells them: a new one that the page lacks is noticed."""
+    named = set(re.findall(r"`(\w+)`", (DOCS / "students.md").read_text()))
+    student = REPOSITORY / "reinforce" / "student"
+    reader = "".join((student / name).read_text() for name in ("reader.py", "shard.py"))
+    counted = set(re.findall(r"(?:counts|skipped)\[\"(\w+)\"\]|reasons\.append\(\(\"(\w+)\"", reader))
+    names = {one or other for one, other in counted} | {f"no_{role}_caption" for role in (ORIGINAL, SYNTHETIC)}
+    assert len(names) == 8
+    names |= {"left_out", "epoch", "learning_rate", "logit_scale", "gradient_norm", "samples_per_s", "wait_share"}
+    names |= {field.name for field in dataclasses.fields(Batch)}
+    assert names - named == set()
 
 
 @pytest.mark.parametrize("reasons", [DropReason, NullReason])
@@ -211,12 +242,12 @@ def test_the_format_describes_footers_and_documents() -> None:
 
 def test_every_option_of_a_command_is_described() -> None:
     text = (DOCS / "operating.md").read_text().partition("## Exit status")[0]
-    sections = dict(re.findall(r"^`reinforce (\w+).*\n((?:(?!`reinforce ).*\n)*)", text, re.MULTILINE))
+    sections = dict(re.findall(r"^`reinforce ([\w-]+).*\n((?:(?!`reinforce ).*\n)*)", text, re.MULTILINE))
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert sections.keys() == commands.keys()
     for name, command in commands.items():
         options = [o for o in command.params if o.param_type_name == "option" and not o.hidden]
-        assert len(options) > 1
+        assert options
         described = re.findall(r"^\| `(--[\w-]+)", sections[name], re.MULTILINE)
         assert sorted(described) == sorted(spelling for option in options for spelling in option.opts)
 
