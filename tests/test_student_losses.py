@@ -14,8 +14,8 @@ from torch import Tensor
 
 from reinforce.config import ConfigError, LossConfig
 from reinforce.student.batch import ORIGINAL, SYNTHETIC, Batch
+from reinforce.student.compare import Gathered, gather
 from reinforce.student.losses import (
-    Gathered,
     StudentLoss,
     StudentOutputs,
     TeacherPair,
@@ -23,7 +23,6 @@ from reinforce.student.losses import (
     caption_ids,
     contrastive_loss,
     feature_loss,
-    gather,
 )
 
 TEACHER_DIMS = {"a": 6, "b": 9}
@@ -57,9 +56,10 @@ def test_masked_contrastive_by_hand() -> None:
 
 def test_affinity_by_hand() -> None:
     student, uniform = rows([1, 0], [0, 1]), torch.tensor(0.0)
-    # softmax(log 3, 0) = (3/4, 1/4), softmax(log 9, 0) = (9/10, 1/10); the rows are twice as long as they should be.
-    by_three = TeacherPair(rows([2, 0], [0, 2]), rows([2, 0], [0, 2]), math.log(3))
-    by_nine = TeacherPair(rows([0, 2, 0], [0, 0, 2]), rows([0, 2, 0], [0, 0, 2]), math.log(9))
+    # softmax(log 3, 0) = (3/4, 1/4), softmax(log 9, 0) = (9/10, 1/10); stored rows may be too long.
+    by_three = TeacherPair(rows([2, 0], [0, 2]).normalized(), rows([2, 0], [0, 2]).normalized(), math.log(3))
+    three_values = rows([0, 2, 0], [0, 0, 2]).normalized()
+    by_nine = TeacherPair(three_values, three_values, math.log(9))
     kl_three, kl_nine = 0.75 * math.log(1.5) + 0.25 * math.log(0.5), 0.9 * math.log(1.8) + 0.1 * math.log(0.2)
     one = affinity_loss(student, student, uniform, [by_three])
     two = affinity_loss(student, student, uniform, [by_three, by_nine])
@@ -114,7 +114,9 @@ def test_value_and_gradients_are_those_of_plain_autograd(
         losses = []
         for i, (s, t) in enumerate(zip(slices(image, num_parts), slices(text, num_parts), strict=True)):
             if kind == "affinity":
-                sides = [(slices(u, num_parts)[i], slices(v, num_parts)[i]) for u, v in stored]
+                sides = [
+                    (slices(u, num_parts)[i].normalized(), slices(v, num_parts)[i].normalized()) for u, v in stored
+                ]
                 part = [TeacherPair(u, v, of.logit_scale) for (u, v), of in zip(sides, teachers, strict=True)]
                 losses.append(affinity_loss(s, t, scale, part, block_rows=block_rows))
             else:
@@ -238,7 +240,11 @@ def test_student_loss_is_the_weighted_sum_over_roles() -> None:
         ids = gather(caption_ids(batch.texts[role]))
         contrastive += contrastive_loss(*pair, outputs.logit_scale, caption_ids=ids).detach()
         teachers = [
-            TeacherPair(gather(batch.teacher_images[name]), gather(batch.teacher_texts[role][name]), scale)
+            TeacherPair(
+                gather(batch.teacher_images[name]).normalized(),
+                gather(batch.teacher_texts[role][name]).normalized(),
+                scale,
+            )
             for name, scale in (("a", 100.0), ("b", 50.0))
         ]
         distillation += affinity_loss(*pair, outputs.logit_scale, teachers).detach()

@@ -384,6 +384,22 @@ def test_nothing_usable_is_told_at_once(dataset: Path, tmp_path: Path) -> None:
         next(iter(read(plan)))
 
 
+def test_a_shard_that_keeps_no_sample_is_no_fault(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    write_tar(source / "empty.tar", [("bad.png", b"no image"), ("bad.json", b"{}")])
+    plan = plan_of(build_dataset(tmp_path, source))
+    batches = list(read(plan, epochs=1))
+    assert sum(map(len, batches)) == NUM_USABLE
+    assert sum((batch.counts for batch in batches), Counter()) == {"no_original_caption": 2}
+
+
+def test_a_relative_root_is_where_it_says(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(dataset.parent)
+    plan = plan_of(dataset, root="source", workers=1)
+    monkeypatch.chdir("/")
+    assert sum(len(batch) for batch in read(plan, epochs=1).loader()) == NUM_USABLE
+
+
 # From a bucket.
 
 

@@ -22,7 +22,7 @@ from reinforce.config import ConfigError, LossConfig, OptimizerConfig, Recipe, S
 from reinforce.student.batch import Batch
 from reinforce.student.checkpoint import CHECKPOINT_FILE, read_progress
 from reinforce.student.journal import Journal, read_metrics
-from reinforce.student.learner import Learner, backward
+from reinforce.student.learner import Learner, _join, backward
 from reinforce.student.losses import StudentLoss
 from reinforce.student.models import build_student, load_student
 from reinforce.student.optimize import learning_rate, make_optimizer
@@ -131,9 +131,7 @@ def test_parts_see_the_same_randomness_twice() -> None:
     learner.zero_grad()
     torch.manual_seed(0)
     parts = [learner(part.images, part.texts) for part in batch.split(2)]
-    from reinforce.student.learner import _join
-
-    loss(_join(parts), batch)["loss"].backward()
+    loss(_join(parts), batch)["loss"].backward()  # type: ignore[no-untyped-call]
     for name, parameter in learner.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(in_parts[name], parameter.grad, rtol=1e-3, atol=1e-5)
@@ -196,8 +194,8 @@ def test_a_resumed_run_is_an_undisturbed_one(
     train(dataset, tmp_path / "whole", **student)
     original = Journal.train
 
-    def stop(self: Journal, step: int, figures: dict[str, float]) -> None:
-        original(self, step, figures)
+    def stop(self: Journal, step: int, *figures: Any) -> None:
+        original(self, step, *figures)
         if step == 5:
             raise KeyboardInterrupt
 
@@ -342,6 +340,18 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rates[59] == pytest.approx(0.55)
     assert rates[-1] == pytest.approx(0.1)
     assert all(later <= earlier for earlier, later in itertools.pairwise(rates[9:]))
+
+
+def test_the_logit_scale_comes_down_again_from_its_bound(dataset: Path, tmp_path: Path) -> None:
+    loss = LossConfig(kind="clip", max_logit_scale=20.0)
+    learner = new_learner(loss)
+    learner.model.logit_scale.data.fill_(9.0)
+    learner.bound_logit_scale()
+    assert float(learner.model.logit_scale.exp().detach()) == pytest.approx(20.0)
+    backward(learner, StudentLoss(loss, {}), random_batch(8))
+    assert learner.model.logit_scale.grad.abs() > 0
+    train(dataset, tmp_path / "run", steps=2, loss={"initial_logit_scale": 30.0, "max_logit_scale": 20.0})
+    assert read_metrics(tmp_path / "run")[0]["logit_scale"] == pytest.approx(20.0)
 
 
 def test_gains_biases_and_the_scale_do_not_decay() -> None:

@@ -109,7 +109,7 @@ def export_onnx(
 def _check_request(output: Path, opset: int) -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
-        raise ModelError(f"export needs {', '.join(missing)}: pip install 'reinforce-datasets[edge]'")
+        raise ModelError(f"export needs {', '.join(missing)}: pip install {' '.join(missing)}")
     if opset < _MIN_OPSET:
         raise ModelError(f"export: opset must be at least {_MIN_OPSET}, not {opset}")
     if output.is_dir() or not output.parent.is_dir():

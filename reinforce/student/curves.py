@@ -1,6 +1,6 @@
 """Figures of training runs as SVG: the same rows give the same bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_accuracy(runs: dict[str, Sequence[dict[str, Any]]], levels: dict[str, float], path: Path) -> None:
+def draw_accuracy(runs: Mapping[str, Sequence[dict[str, Any]]], levels: Mapping[str, float], path: Path) -> None:
     """Zero-shot accuracy over samples seen, a line a run, and a level for each model that is not trained.
 
     Each has its name and its last accuracy at the right.
@@ -60,6 +60,7 @@ def draw_accuracy(runs: dict[str, Sequence[dict[str, Any]]], levels: dict[str, f
     axis.set_ylabel("zero-shot accuracy")
     axis.set_xlim(left=0)
     axis.set_ylim(0, 1)
+    axis.locator_params(axis="x", nbins=5)
     axis.xaxis.set_major_formatter("{x:,.0f}")
     _save(figure, path)
 

@@ -66,7 +66,6 @@ class Journal:
     def __init__(self, folder: Path, config: StudentConfig, num_steps: int, first_step: int, console: Console) -> None:
         self.folder = folder
         self.console = console
-        self.counts: Counter[str] = Counter()
         self._num_steps = num_steps
         self._first_step = first_step
         self._start_s = time.monotonic()
@@ -91,9 +90,9 @@ class Journal:
     def elapsed_s(self) -> float:
         return time.monotonic() - self._start_s
 
-    def train(self, step: int, figures: dict[str, float]) -> None:
-        """Records the figures of the steps since the last call, and shows them."""
-        self._record({"kind": "train", "step": step, **figures, "left_out": dict(+self.counts)})
+    def train(self, step: int, figures: dict[str, float], left_out: Counter[str]) -> None:
+        """Records the figures of the steps since the last call and what was left out in all, and shows them."""
+        self._record({"kind": "train", "step": step, **figures, "left_out": dict(+left_out)})
         left_s = self.elapsed_s / (step - self._first_step) * (self._num_steps - step)
         parts = [
             f"step {step:,}/{self._num_steps:,}",
@@ -102,7 +101,7 @@ class Journal:
             f"waiting for data {figures['wait_share']:.0%}",
             f"{format_seconds(left_s)} left",
         ]
-        line = ", ".join(parts) + (f"; {format_counts(self.counts)}" if +self.counts else "")
+        line = ", ".join(parts) + (f"; {format_counts(left_out)}" if +left_out else "")
         if self._live:
             self._live.update(Text(line))
         elif self.elapsed_s - self._shown_s >= _PLAIN_INTERVAL_S or step == self._num_steps:
@@ -143,8 +142,10 @@ class _TensorBoard:
     def __init__(self, folder: Path, config: StudentConfig) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError("student.loggers: tensorboard is not installed; pip install tensorboard") from None
+        except ImportError as error:
+            raise ConfigError(
+                f"student.loggers: tensorboard does not load ({error}); pip install tensorboard"
+            ) from None
         self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
 
     def log(self, row: dict[str, Any]) -> None:
@@ -159,8 +160,8 @@ class _Wandb:
     def __init__(self, folder: Path, config: StudentConfig) -> None:
         try:
             import wandb
-        except ImportError:
-            raise ConfigError("student.loggers: wandb is not installed; pip install wandb") from None
+        except ImportError as error:
+            raise ConfigError(f"student.loggers: wandb does not load ({error}); pip install wandb") from None
         self._run = wandb.init(project="reinforce", dir=str(folder), config=config.model_dump(mode="json"))
 
     def log(self, row: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ taken of all of it, and each part is embedded again for its share of the gradien
 memory of one part, one more forward pass, the same gradient.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -32,7 +33,7 @@ class Learner(nn.Module):
         super().__init__()
         self.model = student.model
         self.has_text = student.has_text
-        self.max_logit_scale = loss.max_logit_scale
+        self.max_log_scale = math.log(loss.max_logit_scale)
         dims = teacher_dims if loss.feature_weight else {}
         self.image_maps = nn.ModuleDict({name: nn.Linear(student.embed_dim, dim) for name, dim in dims.items()})
         self.text_maps = nn.ModuleDict(
@@ -53,12 +54,17 @@ class Learner(nn.Module):
         return StudentOutputs(
             image=image,
             texts=embedded,
-            logit_scale=self.model.logit_scale.exp().clamp(max=self.max_logit_scale).reshape(()),
+            logit_scale=self.model.logit_scale.exp().reshape(()),
             mapped_image={name: linear(image) for name, linear in self.image_maps.items()},
             mapped_texts={
                 role: {name: linear(text) for name, linear in self.text_maps.items()} for role, text in embedded.items()
             },
         )
+
+    @torch.no_grad()
+    def bound_logit_scale(self) -> None:
+        """What follows every step: a bound in the forward pass would hold the scale above it for ever."""
+        self.model.logit_scale.clamp_(max=self.max_log_scale)
 
     def _unit_norm(self, rows: Tensor) -> Float[Tensor, "batch dim"]:
         return F.normalize(rows.float(), dim=-1)

@@ -2,117 +2,24 @@
 
 A process compares only its own rows with the columns of all processes, so the mean of the processes' losses is that of
 the global batch. Similarities are formed a few rows at a time, in fp32, and their gradients in the same pass: nothing
-of size rows x columns is kept for backward. A direction costs three products of rows x columns x dim, and one more for
-each teacher; memory grows with columns x dim.
+of size rows x columns is kept for backward (`compare`). A direction costs three products of rows x columns x dim, and
+one more for each teacher; memory grows with columns x dim.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from reinforce.config import ConfigError, LossConfig
 from reinforce.student.batch import Batch
-
-BLOCK_ROWS = 256
-"""Rows compared at a time: enough to keep a GPU busy, and 16 MB a matrix at 16,384 columns."""
+from reinforce.student.compare import BLOCK_ROWS, Compare, Gathered, compare_rows, gather, unit_norm
 
 _HASH_BASE = 6364136223846793005  # odd and 5 modulo 8: its powers repeat as late as they can modulo 2**64
-
-Compare = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
-"""(rows, their logits [rows, columns]) -> the sum of the rows' losses and its gradient by the logits, which may be
-overwritten."""
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """The rows of this process and those of all processes, in the order of the ranks."""
-
-    local: Tensor
-    all: Tensor
-    first: int = 0
-    """Where the local rows begin among all."""
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Gathered":
-        return Gathered(function(self.local), function(self.all), self.first)
-
-
-def gather(local: Tensor) -> Gathered:
-    """The rows of all processes, each of which gives equally many; no communication if there is one process.
-
-    Backward sums each row's gradient over the processes, as the gradient of a sum of their losses does.
-    """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return Gathered(local, local)
-    rows: Tensor = _AllGather.apply(local)  # type: ignore[no-untyped-call]
-    return Gathered(local, rows, dist.get_rank() * len(local))
-
-
-class _AllGather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
-        rows = local.new_empty(dist.get_world_size() * len(local), *local.shape[1:])
-        dist.all_gather_into_tensor(rows, local.contiguous())
-        return rows
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        local = grad.new_empty(len(grad) // dist.get_world_size(), *grad.shape[1:])
-        dist.reduce_scatter_tensor(local, grad.contiguous())
-        return local
-
-
-def compare_rows(
-    rows: Float[Tensor, "batch dim"],
-    columns: Float[Tensor, "global dim"],
-    logit_scale: Float[Tensor, ""],
-    compare: Compare,
-    block_rows: int = BLOCK_ROWS,
-) -> Float[Tensor, ""]:
-    """The mean over the rows of what `compare` says of their logits, `logit_scale * rows @ columns.T`."""
-    with torch.autocast(rows.device.type, enabled=False):
-        inputs = (rows.float(), columns.float(), logit_scale.float())
-        loss: Tensor = _CompareRows.apply(*inputs, compare, block_rows)  # type: ignore[no-untyped-call]
-    return loss
-
-
-class _CompareRows(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, columns: Tensor, logit_scale: Tensor, compare: Compare, block_rows: int
-    ) -> Tensor:
-        needs_rows, needs_columns, needs_scale = ctx.needs_input_grad[:3]
-        loss, grad_scale = rows.new_zeros(()), torch.zeros_like(logit_scale)
-        grad_rows = torch.empty_like(rows) if needs_rows else None
-        grad_columns = torch.zeros_like(columns) if needs_columns else None
-        for start in range(0, len(rows), block_rows):
-            block = slice(start, min(start + block_rows, len(rows)))
-            scaled = rows[block] * logit_scale
-            block_loss, grad_logits = compare(block, scaled @ columns.T)
-            loss += block_loss
-            if grad_columns is not None:
-                grad_columns.addmm_(grad_logits.T, scaled)
-            if needs_rows or needs_scale:
-                grad_scaled = grad_logits @ columns
-                grad_scale += (grad_scaled * rows[block]).sum()
-                if grad_rows is not None:
-                    torch.mul(grad_scaled, logit_scale, out=grad_rows[block])
-        grads = (grad_rows, grad_columns, grad_scale if needs_scale else None)
-        ctx.save_for_backward(*(None if grad is None else grad.div_(len(rows)) for grad in grads))
-        return loss / len(rows)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if grad is None else grad * grad_loss for grad in ctx.saved_tensors), None, None
 
 
 def contrastive_loss(
@@ -149,7 +56,7 @@ def contrastive_loss(
 
 @dataclass(frozen=True)
 class TeacherPair:
-    """A teacher's embeddings of the same pairs, as stored or normalised, and the logit scale to match it at."""
+    """A teacher's unit-norm embeddings of the same pairs, and the logit scale to match it at."""
 
     image: Gathered
     text: Gathered
@@ -178,7 +85,7 @@ def affinity_loss(
 
 def _divergence_from(teachers: Sequence[tuple[Tensor, Tensor, float]]) -> Compare:
     """Compares with the (rows, columns, logit scale) of each teacher, of which it makes copies in fp32."""
-    exact = [(_normalize(rows) * scale, _normalize(columns)) for rows, columns, scale in teachers]
+    exact = [(unit_norm(rows) * scale, unit_norm(columns)) for rows, columns, scale in teachers]
 
     def compare(block: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = logits.sub_(logits.logsumexp(1, keepdim=True))
@@ -195,17 +102,13 @@ def _divergence_from(teachers: Sequence[tuple[Tensor, Tensor, float]]) -> Compar
     return compare
 
 
-def _normalize(rows: Tensor) -> Tensor:
-    return F.normalize(rows.float(), dim=-1)
-
-
 def feature_loss(mapped: Float[Tensor, "batch dim"], target: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
     """CLIP-KD's feature distillation (arXiv 2307.12732) of one modality, without its weight of 2000.
 
     The squared error, mean over rows and dims, of the student's embeddings, mapped linearly into the teacher's space
     and then normalised, against the teacher's. Normalises both.
     """
-    return F.mse_loss(_normalize(mapped), _normalize(target))
+    return F.mse_loss(unit_norm(mapped), unit_norm(target))
 
 
 def caption_ids(tokens: Int64[Tensor, "batch context"]) -> Int64[Tensor, " batch"]:
@@ -254,7 +157,7 @@ class StudentLoss:
         image = gather(outputs.image.float())
         terms = {name: torch.zeros((), device=outputs.image.device) for name in self._weights}
         used = self.teacher_scales if "distillation" in terms else ()
-        teacher_images = {name: gather(batch.teacher_images[name]) for name in used}
+        teacher_images = {name: gather(batch.teacher_images[name]).normalized() for name in used}
         for role, local_text in (outputs.texts or self._teacher_texts(outputs, batch)).items():
             text = gather(local_text.float())
             if "contrastive" in terms:
@@ -263,7 +166,7 @@ class StudentLoss:
                 )
             if "distillation" in terms:
                 teachers = [
-                    TeacherPair(teacher_images[name], gather(batch.teacher_texts[role][name]), scale)
+                    TeacherPair(teacher_images[name], gather(batch.teacher_texts[role][name]).normalized(), scale)
                     for name, scale in self.teacher_scales.items()
                 ]
                 terms["distillation"] += affinity_loss(image, text, outputs.logit_scale, teachers)
@@ -277,7 +180,7 @@ class StudentLoss:
             names = ", ".join(self.teacher_scales) or "none"
             raise ConfigError(f"student.data.teachers: a student without text needs one teacher, not {names}")
         (teacher,) = self.teacher_scales
-        texts = {role: _normalize(rows[teacher]) for role, rows in batch.teacher_texts.items()}
+        texts = {role: unit_norm(rows[teacher]) for role, rows in batch.teacher_texts.items()}
         for text in texts.values():
             if text.shape[1] != outputs.image.shape[1]:
                 raise ConfigError(

@@ -14,7 +14,7 @@ from reinforce.config import ConfigError, DataConfig, SourceConfig, ViewPolicy
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.dataset import Dataset, open_dataset
 from reinforce.shards.schema import Signal
-from reinforce.storage import StorageError, find_shards
+from reinforce.storage import StorageError, find_shards, open_store
 from reinforce.student.batch import ORIGINAL, SYNTHETIC
 
 _FOOTERS_AT_ONCE = 16
@@ -164,7 +164,7 @@ def _stems(
     dataset: Dataset, shards: Sequence[str], root: str | None, selection: Selection | None
 ) -> tuple[str, list[str]]:
     """Where the source is, and the dataset's shards that the run is to use."""
-    source_root = root or dataset.document["source_root"]
+    source_root = open_store(root or dataset.document["source_root"]).uri
     stems = dataset.stems
     if shards:
         try:

@@ -6,12 +6,10 @@ local tars are read in place, remote ones are fetched to a temporary folder and 
 the captions and embedding columns of two such groups; no pixels are buffered beyond the batch.
 """
 
-import hashlib
-import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -23,31 +21,20 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from reinforce.formatting import format_counts
 from reinforce.sample import Drop, Pixels
-from reinforce.shards.dataset import open_dataset
-from reinforce.shards.reader import FormatError
-from reinforce.shards.source import ShardError
-from reinforce.storage import StorageError, open_spool, open_store
+from reinforce.storage import open_spool
 from reinforce.student.batch import Batch, Position
-from reinforce.student.choices import Visit, visits
+from reinforce.student.choices import visits
+from reinforce.student.groups import Opener, ReadError
 from reinforce.student.plan import ReadPlan
 from reinforce.student.shard import (
     ImageMismatchError,
-    UnusableSampleError,
+    Rows,
     VisitedShard,
-    open_shard,
     shuffled_rows,
 )
 
 _MOST_IDLE_VISITS = 64
 """So many shards in a row without one usable sample are no accident, and of fewer shards every one twice."""
-
-
-class ReadError(ValueError):
-    """The data cannot be read as the recipe asks; the message is one line that names the shard."""
-
-    def __init__(self, message: str) -> None:
-        # A DataLoader hands on a worker's error with its whole traceback as the message.
-        super().__init__(message.rsplit("ReadError: ", 1)[-1].strip())
 
 
 class Tokenizer(Protocol):
@@ -113,7 +100,6 @@ class ReinforcedDataset(IterableDataset[Batch]):
             num_workers=workers,
             pin_memory=pin_memory,
             multiprocessing_context=("spawn" if is_remote else "fork") if workers else None,
-            prefetch_factor=4 if workers else None,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -152,7 +138,7 @@ class _Stream:
             start=position.group * self.plan.data.open_shards,
             epochs=settings.epochs,
         )
-        self._opener = _Opener(self.plan, spool)
+        self._opener = Opener(self.plan, spool)
 
     def batches(self) -> Iterator[Batch]:
         rows: list[_Row] = []
@@ -199,8 +185,18 @@ class _Stream:
         return None
 
     def _batch(self, rows: list[_Row], position: Position) -> Batch:
-        def gather(values: Iterable[np.ndarray]) -> Tensor:
-            return torch.from_numpy(np.stack(list(values)))
+        places: dict[int, tuple[VisitedShard, list[int], list[int]]] = {}
+        for place, row in enumerate(rows):
+            _, in_batch, in_shard = places.setdefault(id(row.shard), (row.shard, [], []))
+            in_batch.append(place)
+            in_shard.append(row.index)
+
+        def gather(of: Callable[[VisitedShard], Rows]) -> Tensor:
+            """The rows' embeddings, copied shard by shard: one row at a time takes ten times as long."""
+            embeddings = np.empty((len(rows), of(rows[0].shard).shape[1]), np.float16)
+            for shard, in_batch, in_shard in places.values():
+                embeddings[in_batch] = of(shard)[in_shard]
+            return torch.from_numpy(embeddings)
 
         texts = {role: [row.shard.captions[role][row.index] or "" for row in rows] for role in self.plan.roles}
         tokens = {}
@@ -212,14 +208,9 @@ class _Stream:
             stems=[row.shard.visit.stem for row in rows],
             images=torch.from_numpy(np.stack([row.pixels for row in rows])).permute(0, 3, 1, 2),
             texts=tokens,
-            teacher_images={
-                name: gather(row.shard.teacher_images[name][row.index] for row in rows) for name in self.plan.teachers
-            },
+            teacher_images={name: gather(partial(_image_rows, name=name)) for name in self.plan.teachers},
             teacher_texts={
-                role: {
-                    name: gather(row.shard.teacher_texts[role][name][row.index] for row in rows)
-                    for name in self.plan.teachers
-                }
+                role: {name: gather(partial(_text_rows, role=role, name=name)) for name in self.plan.teachers}
                 for role in self.plan.roles
             },
             position=position,
@@ -229,64 +220,9 @@ class _Stream:
         return batch
 
 
-class _Opener:
-    """Opens the groups of shards of one worker, each while the one before it is read."""
+def _image_rows(shard: VisitedShard, *, name: str) -> Rows:
+    return shard.teacher_images[name]
 
-    def __init__(self, plan: ReadPlan, spool: Path) -> None:
-        self.plan = plan
-        self._spool = spool
-        self._dataset = open_dataset(plan.dataset_uri)
-        self._source = open_store(plan.source_root)
 
-    def groups(self, visits: Iterator[Visit], counts: Counter[str]) -> Iterator[list[VisitedShard]]:
-        """The opened shards, group by group; what was skipped is added to `counts` when its group comes."""
-        size = self.plan.data.open_shards
-        with ThreadPoolExecutor(1, "open") as pool:
-            ahead = pool.submit(self._open_all, list(itertools.islice(visits, size)))
-            while (group := ahead.result()) is not None:
-                ahead = pool.submit(self._open_all, list(itertools.islice(visits, size)))
-                shards, skipped = group
-                counts.update(skipped)
-                for shard in shards:
-                    counts.update(shard.counts)
-                try:
-                    yield shards
-                finally:
-                    for shard in shards:
-                        if shard.tar.parent == self._spool:
-                            shard.tar.unlink(missing_ok=True)
-
-    def _open_all(self, group: list[Visit]) -> tuple[list[VisitedShard], Counter[str]] | None:
-        if not group:
-            return None
-        shards, skipped = [], Counter[str]()
-        for visit in group:
-            try:
-                shards.append(open_shard(self.plan, self._dataset, visit, self._tar(visit)))
-            except UnusableSampleError as error:
-                raise ReadError(str(error)) from None
-            except (FileNotFoundError, StorageError) as error:
-                self._refuse(visit, "missing", error)
-                skipped["missing_shard"] += 1
-            except (FormatError, ShardError) as error:
-                self._refuse(visit, "damaged", error)
-                skipped["damaged_shard"] += 1
-        return shards, skipped
-
-    def _tar(self, visit: Visit) -> Path:
-        name = f"{visit.stem}.tar"
-        local = self._source.local_path(name)
-        if local is not None:
-            if not local.is_file():
-                raise FileNotFoundError(f"{local}: no such file")
-            return local
-        target = self._spool / f"{visit.epoch}-{hashlib.sha256(visit.stem.encode()).hexdigest()[:16]}.tar"
-        self._source.download(name, target)
-        return target
-
-    def _refuse(self, visit: Visit, policy: str, error: Exception) -> None:
-        if getattr(self.plan.data, policy) == "error":
-            text = " ".join(str(error).split())
-            raise ReadError(
-                f"shard {visit.stem}: {text}; to go on without it: --set student.data.{policy}=skip"
-            ) from None
+def _text_rows(shard: VisitedShard, *, role: str, name: str) -> Rows:
+    return shard.teacher_texts[role][name]

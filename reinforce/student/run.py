@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -65,11 +66,13 @@ class Run:
         dims = {name: int(model["dim"]) for name, model in plan.teachers.items()}
         torch.manual_seed(config.seed)
         module = Learner(self.student, config.loss, dims).to(processes.device)
+        self.module = module
         self.trainables = Trainables(
             module, make_optimizer(module, config.optimizer), make_average(module, config.optimizer)
         )
         self.learner = self._wrapped(module)
         self.first_step = 0
+        self.left_out: Counter[str] = Counter()
         num_workers = max(1, config.data.workers)
         self.positions = [Position(worker) for worker in range(num_workers)]
         self.next_worker = 0
@@ -111,8 +114,7 @@ class Run:
                 self._note_position(batch.position)
             terms, gradient_norm = self._step(step, batch.to(self.processes.device))
             meter.add(terms)
-            if journal is not None:
-                journal.counts.update(batch.counts)
+            self.left_out.update(batch.counts)
             is_last = step == self.num_steps
             if is_last or step % self.config.log_every == 0:
                 self._log(step, meter.figures(), float(gradient_norm), journal)
@@ -123,6 +125,7 @@ class Run:
 
     def _log(self, step: int, figures: dict[str, float], gradient_norm: float, journal: Journal | None) -> None:
         self._check_finite(step, figures["loss"])
+        left_out = sum(self.processes.gather(self.left_out), Counter[str]())
         if journal is None:
             return
         samples = step * self.config.batch_size
@@ -133,7 +136,7 @@ class Run:
             "logit_scale": float(self.student.model.logit_scale.detach().exp()),
             "gradient_norm": gradient_norm,
         }
-        journal.train(step, figures | more)
+        journal.train(step, figures | more, left_out)
 
     def _step(self, step: int, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """One optimizer step; returns the loss with its terms and the gradient's norm before clipping."""
@@ -145,6 +148,7 @@ class Run:
         limit = config.clip_norm if config.clip_norm is not None else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.trainables.module.parameters(), limit)
         optimizer.step()
+        self.module.bound_logit_scale()
         if self.trainables.average is not None:
             self.trainables.average.update_parameters(self.trainables.module)
         return terms, norm

@@ -20,7 +20,7 @@ from reinforce.sample import Drop, Pixels
 from reinforce.shards.dataset import Dataset, check_keys
 from reinforce.shards.reader import FormatError, ShardFile, to_numpy
 from reinforce.shards.schema import Signal, caption_column, view_column
-from reinforce.shards.source import Member, ShardError, SourceShard
+from reinforce.shards.source import Member, SourceShard
 from reinforce.student.batch import ORIGINAL, SYNTHETIC
 from reinforce.student.choices import Visit, caption_index, permutation, view_index
 from reinforce.student.plan import ReadPlan
@@ -86,8 +86,6 @@ def open_shard(plan: ReadPlan, dataset: Dataset, visit: Visit, tar: Path) -> Vis
         spine = file.read(_SPINE_COLUMNS)
         source_sha256 = file.footer["source_sha256"]
     spine = spine.filter(pc.is_null(spine.column("drop_reason")))
-    if len(spine) == 0:
-        raise ShardError("keeps no sample")
     reader = _SignalReader(plan, dataset, stem, source_sha256, spine.column("key").combine_chunks())
     view = view_index(plan.seed, visit, plan.num_views)
     captions, chosen, sources = _choose_captions(plan, visit, spine, reader)
@@ -192,9 +190,9 @@ def _usable(
     reasons: list[tuple[str, Bool[np.ndarray, " rows"]]] = []
     if plan.selection is not None:
         selected = plan.selection.keys(stem)
-        reasons.append(("not_selected", np.array([key not in selected for key in keys])))
+        reasons.append(("not_selected", np.array([key not in selected for key in keys], bool)))
     for role, of_role in captions.items():
-        reasons.append((f"no_{role}_caption", np.array([caption is None for caption in of_role])))
+        reasons.append((f"no_{role}_caption", np.array([caption is None for caption in of_role], bool)))
     for rows in (*images.values(), *(rows for of_role in texts.values() for rows in of_role.values())):
         reasons.append(("null_embedding", np.isnan(rows[:, 0])))
     is_left = np.ones(len(keys), bool)

@@ -5,7 +5,8 @@ dataset. A step costs what plain CLIP training costs, plus one more product of s
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from reinforce.student.distributed import join_processes
 from reinforce.student.journal import Journal, read_metrics
 from reinforce.student.models import save_student
 from reinforce.student.plan import plan_reading
-from reinforce.student.run import Run
+from reinforce.student.run import Run, TrainingError
 
 STUDENT_FOLDER = "student"
 
@@ -55,7 +56,7 @@ def train_student(
     """
     config = _student_config(load_recipe(recipe, list(overrides)) if isinstance(recipe, str) else recipe)
     folder = Path(output)
-    with join_processes(config.device) as processes:
+    with join_processes(config.device) as processes, _out_of_memory_explained(config):
         torch.set_num_threads(config.threads)
         uses_teachers = config.loss.kind == "mobileclip"
         plan = plan_reading(
@@ -95,6 +96,17 @@ def describe(summary: TrainingSummary) -> str:
         f"{summary.num_steps:,} steps in {format_seconds(summary.elapsed_s)}, {summary.samples_seen:,} samples seen; "
         f"student: {summary.student}"
     )
+
+
+@contextmanager
+def _out_of_memory_explained(config: StudentConfig) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise TrainingError(
+            f"out of memory on the device: raise student.accumulate (now {config.accumulate}), or set "
+            "student.gradient_checkpointing=true"
+        ) from None
 
 
 def _student_config(recipe: Recipe) -> StudentConfig:

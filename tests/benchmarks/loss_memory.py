@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reinforce.student.losses import Gathered, TeacherPair, affinity_loss
+from reinforce.student.compare import Gathered
+from reinforce.student.losses import TeacherPair, affinity_loss
 from tests.benchmarks.memory import status_kb
 
 NUM_PROCESSES, DIM, TEACHER_DIM, NUM_TEACHERS = 8, 512, 768, 2
@@ -31,11 +32,11 @@ ROWS = {
 RUNS = [("ours", 8192), ("plain", 8192), ("whole", 8192), ("ours", 16_384), ("plain", 16_384)]
 
 
-def embeddings(dim: int, seed: int, global_batch: int, num_rows: int) -> Gathered:
+def embeddings(dim: int, seed: int, global_batch: int, num_rows: int, dtype: torch.dtype = torch.float32) -> Gathered:
     """Unit-norm rows with a common direction, as those of real models have."""
     noise = torch.randn(global_batch, dim, generator=torch.Generator().manual_seed(seed))
     rows = F.normalize(noise + 2, dim=1)
-    return Gathered(rows[:num_rows].clone(), rows)
+    return Gathered(rows[:num_rows].to(dtype, copy=True), rows.to(dtype))
 
 
 def plain_loss(image: Gathered, text: Gathered, logit_scale: Tensor, teachers: Sequence[TeacherPair]) -> Tensor:
@@ -56,12 +57,15 @@ def plain_loss(image: Gathered, text: Gathered, logit_scale: Tensor, teachers: S
 def measure(which: str, global_batch: int) -> tuple[float, float, float]:
     """MB, seconds, and the gradient of the logit scale, which tells whether two losses are the same."""
     sizes = global_batch, global_batch if which == "whole" else global_batch // NUM_PROCESSES
-    image, text = (embeddings(DIM, seed, *sizes).map(Tensor.requires_grad_) for seed in (0, 1))
-    sides = [embeddings(TEACHER_DIM, 2 + seed, *sizes).map(Tensor.half) for seed in range(2 * NUM_TEACHERS)]
-    teachers = [TeacherPair(u, v, 100.0) for u, v in zip(sides[::2], sides[1::2], strict=True)]
+    image, text = (embeddings(DIM, seed, *sizes) for seed in (0, 1))
+    for leaf in (image.local, image.all, text.local, text.all):
+        leaf.requires_grad_()
+    stored = [embeddings(TEACHER_DIM, 2 + seed, *sizes, torch.float16) for seed in range(2 * NUM_TEACHERS)]
     logit_scale = torch.tensor(50.0, requires_grad=True)
     Path("/proc/self/clear_refs").write_text("5")
     before_kb, start = status_kb("VmRSS"), time.perf_counter()
+    sides = [side.normalized() for side in stored]
+    teachers = [TeacherPair(u, v, 100.0) for u, v in zip(sides[::2], sides[1::2], strict=True)]
     loss = (affinity_loss if which == "ours" else plain_loss)(image, text, logit_scale, teachers)
     loss.backward()  # type: ignore[no-untyped-call]
     elapsed_s = time.perf_counter() - start
