@@ -210,10 +210,10 @@ def export(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the scenes and the dataset.")] = Path("demo"),
+    output: Annotated[Path, typer.Option(help="Folder for the scenes, the dataset and the students.")] = Path("demo"),
     num_images: Annotated[int, typer.Option(min=8, help="Scenes to generate.")] = 3000,
 ) -> None:
-    """Generate captioned scenes, reinforce them with small trained models, and inspect the result. Offline."""
+    """Generate captioned scenes, reinforce them, train two students from that and compare them. Offline."""
     with _one_line_errors():
         from reinforce.demo.run import run_demo
 

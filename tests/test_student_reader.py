@@ -18,7 +18,8 @@ from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import round_mantissa
 from reinforce.student.batch import Batch
 from reinforce.student.choices import Visit, caption_index, permutation, view_index, visits
-from reinforce.student.reader import Placement, ReadError
+from reinforce.student.groups import ReadError
+from reinforce.student.reader import Placement, ReinforcedDataset
 from reinforce.student.shard import open_shard
 from reinforce.teachers import FakeTeacher
 from tests.fakes import fake_teachers
@@ -28,6 +29,7 @@ from tests.students import (
     NUM_USABLE,
     SHARD_SIZES,
     UNCAPTIONED_KEYS,
+    ByteTokenizer,
     build_dataset,
     facts,
     plan_of,
@@ -232,9 +234,6 @@ def test_counts_say_what_was_left_out(dataset: Path) -> None:
 
 
 def test_cut_captions_are_counted(dataset: Path) -> None:
-    from reinforce.student.reader import ReinforcedDataset
-    from tests.students import ByteTokenizer
-
     stream = ReinforcedDataset(plan_of(dataset), ByteTokenizer(length=4), batch_size=4, image_size=16)
     assert next(iter(stream)).counts["truncated_captions"] == 8
 

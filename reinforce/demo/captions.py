@@ -45,6 +45,9 @@ _RELATIONS: dict[str, tuple[str, ...]] = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
+TEMPLATES = ("a photo of a {}.", "a drawing of a {}", "the {}")
+"""Prompts for zero-shot classification, of which a class has the mean."""
+
 _FRAMES = (
     "{}",
     "{}",

@@ -13,12 +13,11 @@ from jaxtyping import Float
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from reinforce.demo import MODELS
-from reinforce.demo.captions import describe, names
+from reinforce.demo.captions import TEMPLATES, describe, names
 from reinforce.demo.painting import render_scene
 from reinforce.demo.scenes import TRAINING_SEEDS, Scene, draw_scene
 from reinforce.demo.shapes import CLASSES
 
-TEMPLATES = ("a photo of a {}.", "a drawing of a {}", "the {}")
 HELD_OUT_SEEDS = TRAINING_SEEDS + (1 << 30)
 
 

@@ -1,8 +1,9 @@
 """Writes generated scenes as the web would give them: tar shards, noisy captions, and some images that are unusual.
 
 Members of a sample: `KEY.jpg`, `KEY.txt` (the noisy caption, if there is one), `KEY.cls` (the class index) and
-`KEY.json` (what is really shown, and what is wrong with the caption or the image). The bytes depend on the arguments
-and on the versions of numpy and Pillow only. About 7 ms an image.
+`KEY.json` (what is really shown, and what is wrong with the caption or the image). Scenes to measure models with are
+written with nothing wrong or unusual. The bytes depend on the arguments and on the versions of numpy and Pillow only.
+About 7 ms an image.
 """
 
 import io
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from reinforce.demo.captions import draw_noisy_caption, truth
+from reinforce.demo.captions import TEMPLATES, NoisyCaption, describe, draw_noisy_caption, truth
 from reinforce.demo.painting import render_scene
 from reinforce.demo.scenes import TRAINING_SEEDS, draw_scene
 from reinforce.demo.shapes import CLASSES
@@ -26,8 +27,14 @@ _HTML = b"<!DOCTYPE html>\n<html><head><title>404</title></head><body>Not Found<
 _ORIENTATION = 0x0112
 
 
-def write_scenes(folder: Path, *, num_images: int, images_per_shard: int = 500, seed: int = 0) -> list[Path]:
-    """Writes `00000.tar`, `00001.tar`, ... and `classnames.txt` into `folder`; returns the shards in order."""
+def write_scenes(
+    folder: Path, *, num_images: int, images_per_shard: int = 500, seed: int = 0, clean: bool = False
+) -> list[Path]:
+    """Writes `00000.tar`, `00001.tar`, ... and `classnames.txt` into `folder`; returns the shards in order.
+
+    Another `seed` gives other scenes. `clean` ones are to measure models with: every image is a plain JPEG, every
+    caption right, and prompt templates lie beside them.
+    """
     import webdataset  # slow: it imports torch
 
     if not 0 < num_images <= _MAX_IMAGES:
@@ -38,12 +45,14 @@ def write_scenes(folder: Path, *, num_images: int, images_per_shard: int = 500, 
         raise ValueError(f"seed {seed} must be from 0 to {TRAINING_SEEDS // _MAX_IMAGES - 1}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classnames.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    if clean:
+        (folder / "zeroshot_classification_templates.txt").write_text("".join(f"{words}\n" for words in TEMPLATES))
     shards = []
     for shard, start in enumerate(range(0, num_images, images_per_shard)):
         shards.append(folder / f"{shard:05d}.tar")
         with webdataset.TarWriter(str(shards[-1]), encoder=False, mtime=0) as writer:
             for index in range(start, min(start + images_per_shard, num_images)):
-                writer.write({"__key__": f"{shard:05d}{index - start:04d}"} | _members(seed, index))
+                writer.write({"__key__": f"{shard:05d}{index - start:04d}"} | _members(seed, index, clean))
     return shards
 
 
@@ -53,15 +62,15 @@ def encode_jpeg(image: Image.Image, quality: int, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def _members(seed: int, index: int) -> dict[str, bytes]:
+def _members(seed: int, index: int, clean: bool) -> dict[str, bytes]:
     """The members of one sample, suffix -> bytes."""
     scene_seed = seed * _MAX_IMAGES + index
     scene = draw_scene(scene_seed)
     rng = np.random.default_rng([scene_seed, 1])
     width, height, quality = (int(number) for number in rng.integers((80, 80, 85), (161, 161, 91)))
     image = render_scene(scene, (width, height))
-    caption = draw_noisy_caption(scene, rng)
-    is_odd = index % ODD_EVERY == (seed * 7 + 31) % ODD_EVERY
+    caption = NoisyCaption(describe(scene, rng).encode(), "right") if clean else draw_noisy_caption(scene, rng)
+    is_odd = not clean and index % ODD_EVERY == (seed * 7 + 31) % ODD_EVERY
     kind = list(ODD_IMAGES)[index // ODD_EVERY % len(ODD_IMAGES)] if is_odd else "plain"
     suffix, encode = ODD_IMAGES[kind] if is_odd else ("jpg", encode_jpeg)
     facts = {"truth": truth(scene), "noise": caption.noise, "image": kind, "class": scene.things[0].kind}

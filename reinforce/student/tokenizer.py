@@ -77,6 +77,7 @@ class StudentTokenizer:
         """Writes the files of a transformers tokenizer; CLIP's own encoding has none."""
         if self.folder is None:
             return
+        self._ids([""], self.context_length)  # transformers saves the length that it was last called with
         self._tokenize.save_pretrained(folder)
         path = folder / "tokenizer_config.json"
         kept = {key: value for key, value in json.loads(path.read_text()).items() if key not in _LOCAL_KEYS}

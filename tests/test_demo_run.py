@@ -1,0 +1,124 @@
+"""The whole demo, small: what it prints runs when pasted, and a second run does none of the work again."""
+
+import io
+import json
+import shlex
+import tarfile
+import xml.etree.ElementTree
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from reinforce.cli import app
+from reinforce.config import ConfigError
+from reinforce.demo.captions import TEMPLATES, names
+from reinforce.demo.run import STUDENTS, TEACHERS, run_demo
+from reinforce.demo.scenes import draw_scene
+from reinforce.demo.shards import ODD_EVERY, write_scenes
+from reinforce.evaluation.prompts import TEMPLATES_FILE
+from reinforce.student.journal import read_metrics
+
+OUTPUT = Path("demo")
+NUM_STEPS = 3
+
+
+def demo(num_images: int = 60) -> str:
+    """What the demo prints; fails unless all went well."""
+    printed = io.StringIO()
+    console = Console(file=printed, width=120)
+    assert run_demo(OUTPUT, num_images, console, num_steps=NUM_STEPS, num_test_images=48) == 0
+    return printed.getvalue()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the notes on runs, which a second run adds to."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and "runs" not in path.parts]
+    return {str(path): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where the demo ran, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return folder, demo()
+
+
+@pytest.fixture(autouse=True)
+def _beside_it(first: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(first[0])
+
+
+def test_a_table_of_teachers_and_students_and_a_figure(first: tuple[Path, str]) -> None:
+    lines = first[1].splitlines()
+    rows = {
+        line.split()[0]: line.split()[1:] for line in lines if line.split()[:1] in [[n] for n in (*TEACHERS, *STUDENTS)]
+    }
+    assert list(rows) == [*TEACHERS, *STUDENTS]
+    assert all(len(row) == 6 for row in rows.values())
+    shares = {name: [float(share) for share in row[1:]] for name, row in rows.items()}
+    assert all(0 <= share <= 1 for row in shares.values() for share in row)
+    assert min(shares[name][0] for name in TEACHERS) > 0.8
+    figure = xml.etree.ElementTree.parse(OUTPUT / "accuracy.svg")
+    assert figure.getroot().tag.endswith("svg")
+
+
+def test_students_see_the_same_and_learn_from_different_things(first: tuple[Path, str]) -> None:
+    provenance = {
+        name: json.loads((OUTPUT / "students" / name / "student" / "student.json").read_text()) for name in STUDENTS
+    }
+    recipes = {name: document["recipe"]["student"] for name, document in provenance.items()}
+    differing = {field for field in recipes["clip"] if recipes["clip"][field] != recipes["mobileclip"][field]}
+    assert differing == {"loss", "data"}
+    assert [recipes[name]["loss"]["kind"] for name in STUDENTS] == ["clip", "mobileclip"]
+    assert [recipes[name]["data"]["captioners"] for name in STUDENTS] == [[], None]
+    rows = {name: read_metrics(OUTPUT / "students" / name) for name in STUDENTS}
+    for of_run in rows.values():
+        assert [row["step"] for row in of_run if row["kind"] == "evaluation"] == [1, 2, 3]
+    left_out = [[row["left_out"] for row in of_run if row["kind"] == "train"][-1] for of_run in rows.values()]
+    assert left_out[0] == left_out[1]
+
+
+def test_again_it_says_that_all_is_done_and_changes_nothing(first: tuple[Path, str]) -> None:
+    before = contents(OUTPUT)
+    printed = demo()
+    assert printed.count(f"all {NUM_STEPS} steps were taken before") == len(STUDENTS)
+    assert printed.count("shards are there already") == 2
+    assert contents(OUTPUT) == before
+    of_first, of_second = (text[text.index("\nmodel") :] for text in (first[1], printed))
+    assert of_first == of_second
+
+
+def test_every_command_that_is_printed_can_be_pasted(first: tuple[Path, str]) -> None:
+    before = contents(OUTPUT)
+    commands = [shlex.split(line) for line in first[1].splitlines() if line.startswith("reinforce ")]
+    assert [command[1] for command in commands] == ["build", "inspect", *["train-student"] * 2, *["evaluate"] * 2]
+    for command in commands:
+        result = CliRunner().invoke(app, command[1:], catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+        if command[1] == "train-student":
+            assert result.stdout.startswith(f"all {NUM_STEPS} steps were taken before")
+    assert contents(OUTPUT) == before
+
+
+def test_scenes_of_another_number_are_refused(first: tuple[Path, str]) -> None:
+    with pytest.raises(ConfigError, match="holds 1 shards, not the 2 of this demo"):
+        demo(num_images=501)
+
+
+def test_test_scenes_are_others_and_all_is_right_with_them(tmp_path: Path) -> None:
+    num_images = ODD_EVERY + 20
+    (shard,) = write_scenes(tmp_path, num_images=num_images, seed=1, clean=True)
+    with tarfile.open(shard) as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    assert {name.split(".", 1)[1] for name in members} == {"jpg", "txt", "cls", "json"}
+    assert len(members) == 4 * num_images
+    scenes = [draw_scene((1 << 24) + index) for index in range(num_images)]
+    for index, scene in enumerate(scenes):
+        facts = json.loads(members[f"00000{index:04d}.json"])
+        assert (facts["noise"], facts["image"], facts["class"]) == ("right", "plain", scene.things[0].kind)
+        assert names(members[f"00000{index:04d}.txt"].decode(), scene.things[0])
+    assert (tmp_path / TEMPLATES_FILE).read_text().splitlines() == list(TEMPLATES)
