@@ -15,7 +15,9 @@ from typer.testing import CliRunner, Result
 from reinforce.cli import app
 from reinforce.demo.shards import write_scenes
 from tests.students import build_dataset
-from tests.test_cli import assert_one_line, reinforce_command
+from tests.test_cli import assert_one_line, reinforce_command, small_disk
+
+__all__ = ["small_disk"]
 
 STUDENT = {
     "model": {
@@ -146,6 +148,34 @@ def test_ctrl_c_and_resume(workspace: Path, tmp_path: Path, workers: int) -> Non
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert errors.strip().endswith("interrupted; run it again with --resume to go on from the last checkpoint")
+
+
+def test_a_full_disk(workspace: Path, small_disk: Path) -> None:
+    result = train(workspace, "--output", str(small_disk / "run"))
+    assert result.exit_code == 2
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("reinforce: cannot write ")
+    assert "free some space" in last
+    assert not list((small_disk / "run").glob("*.safetensors*"))
+
+
+def test_a_reader_process_that_is_killed(workspace: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "reinforce", "train-student", "--dataset", "reinforced", "--recipe", "recipe.yaml"]
+    command += ["--output", str(tmp_path / "run"), "--set", "student.steps=100000", "--set", "student.data.workers=1"]
+    with subprocess.Popen(command, cwd=workspace, stderr=subprocess.PIPE, text=True) as process:
+        metrics, deadline_s = tmp_path / "run/metrics.jsonl", time.monotonic() + 100
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        for reader in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            os.kill(int(reader), signal.SIGKILL)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 2
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith("reinforce: a reader process died (")
 
 
 def test_help_names_every_command() -> None:

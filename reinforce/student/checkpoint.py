@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from reinforce.config import ConfigError
 from reinforce.student.batch import Position
+from reinforce.student.tensors import save_tensors
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
@@ -55,7 +55,7 @@ def save_checkpoint(path: Path, trainables: Trainables, progress: Progress, rng_
     # Tied weights share memory, which the format refuses.
     owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(f"{path.name}.partial")
-    save_file(owned, partial, metadata={"progress": json.dumps(asdict(progress))})
+    save_tensors(owned, partial, metadata={"progress": json.dumps(asdict(progress))})
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)

@@ -19,7 +19,7 @@ import open_clip
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from reinforce.config import ConfigError, StudentModelConfig
@@ -33,6 +33,7 @@ from reinforce.student.blueprint import (
     read_config,
     tokenizer_of_folder,
 )
+from reinforce.student.tensors import save_tensors
 from reinforce.student.tokenizer import StudentTokenizer, one_line
 from reinforce.weights import ModelError
 
@@ -137,7 +138,7 @@ def save_student(student: Student, folder: Path | str, *, extra: JSON | None = N
 def _write_student(student: Student, folder: Path, extra: JSON) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in student.model.state_dict().items()}
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in weights), "a wrapped model"
-    save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    save_tensors(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     packages = ("reinforce-datasets", "torch", "open_clip_torch", "timm", "transformers")
     documents = {
         CONFIG_NAME if student.tokenizer else IMAGE_TOWER_CONFIG_NAME: student.config,

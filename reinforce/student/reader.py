@@ -7,7 +7,7 @@ the captions and embedding columns of two such groups; no pixels are buffered be
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,7 +102,7 @@ class ReinforcedDataset(IterableDataset[Batch]):
             multiprocessing_context=("spawn" if is_remote else "fork") if workers else None,
         )
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         info = get_worker_info()
         num_workers = info.num_workers if info else 1
         # The loader asks its first worker first; after a resume that must be the one whose turn it was.

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,22 +106,23 @@ class Run:
 
     def take_steps(self, journal: Journal | None) -> None:
         """The steps that are left; raises `TrainingError` if the loss is no longer finite."""
-        batches = self._batches()
         meter = Meter(self.config.batch_size)
-        for step in range(self.first_step + 1, self.num_steps + 1):
-            with meter.waiting():
-                batch = next(batches)
+        with self._batches() as batches:
+            for step in range(self.first_step + 1, self.num_steps + 1):
+                with meter.waiting():
+                    batch = next(batches)
                 self._note_position(batch.position)
-            terms, gradient_norm = self._step(step, batch.to(self.processes.device))
-            meter.add(terms)
-            self.left_out.update(batch.counts)
-            is_last = step == self.num_steps
-            if is_last or step % self.config.log_every == 0:
-                self._log(step, meter.figures(), float(gradient_norm), journal)
-            self._evaluate(step, journal)
-            if is_last or step % self.config.checkpoint_every == 0:
-                self._check_finite(step, float(terms["loss"].detach()))
-                self._save(step)
+                self.left_out.update(batch.counts)
+                terms, gradient_norm = self._step(step, batch.to(self.processes.device))
+                meter.add(terms)
+                is_last = step == self.num_steps
+                if is_last or step % self.config.log_every == 0:
+                    self._log(step, meter.figures(), float(gradient_norm), journal)
+                self._evaluate(step, journal)
+                if is_last or step % self.config.checkpoint_every == 0:
+                    # With a gradient that is not finite the weights no longer are, though the loss was.
+                    self._check_finite(step, float(terms["loss"].detach()) + float(gradient_norm))
+                    self._save(step)
 
     def _log(self, step: int, figures: dict[str, float], gradient_norm: float, journal: Journal | None) -> None:
         self._check_finite(step, figures["loss"])
@@ -158,7 +159,9 @@ class Run:
             return nullcontext()
         return torch.autocast(self.processes.device.type, torch.bfloat16)
 
-    def _batches(self) -> Iterator[Batch]:
+    @contextmanager
+    def _batches(self) -> Iterator[Iterator[Batch]]:
+        """The stream from where the run is; what it holds is released at the end."""
         processes = self.processes
         started = any(position != Position(position.worker) for position in self.positions)
         dataset = ReinforcedDataset(
@@ -173,7 +176,11 @@ class Run:
                 next_worker=self.next_worker,
             ),
         )
-        return iter(dataset.loader(pin_memory=processes.device.type == "cuda"))
+        if self.plan.data.workers:
+            yield iter(dataset.loader(pin_memory=processes.device.type == "cuda"))
+        else:
+            with closing(iter(dataset)) as batches:
+                yield batches
 
     def _note_position(self, position: Position) -> None:
         self.positions[position.worker] = position

@@ -56,7 +56,7 @@ def train_student(
     """
     config = _student_config(load_recipe(recipe, list(overrides)) if isinstance(recipe, str) else recipe)
     folder = Path(output)
-    with join_processes(config.device) as processes, _out_of_memory_explained(config):
+    with join_processes(config.device) as processes, _explained(config):
         torch.set_num_threads(config.threads)
         uses_teachers = config.loss.kind == "mobileclip"
         plan = plan_reading(
@@ -99,13 +99,22 @@ def describe(summary: TrainingSummary) -> str:
 
 
 @contextmanager
-def _out_of_memory_explained(config: StudentConfig) -> Iterator[None]:
+def _explained(config: StudentConfig) -> Iterator[None]:
+    """Turns what torch raises where memory runs out, here or in a reader, into one line."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise TrainingError(
             f"out of memory on the device: raise student.accumulate (now {config.accumulate}), or set "
             "student.gradient_checkpointing=true"
+        ) from None
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # A batch on its way when its process dies breaks the connection; otherwise the loader notices.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"a reader process died ({' '.join(str(error).split())[:120]}); if memory ran out: fewer "
+            f"student.data.workers (now {config.data.workers}) or open_shards (now {config.data.open_shards})"
         ) from None
 
 
