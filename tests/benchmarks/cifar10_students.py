@@ -41,7 +41,7 @@ DISTILLED: dict[str, tuple[int, dict[str, Any]]] = {
 }
 """Name -> mantissa bits and departures from two teachers and 5 views."""
 SHORT_EPOCHS = (2, 3, 4, 6)
-LONG_EPOCHS = 45
+LONG_EPOCHS = 30
 
 
 def distilled(folder: Path, name: str, epochs: int = EPOCHS) -> Job:
