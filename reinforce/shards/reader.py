@@ -68,7 +68,8 @@ class ShardFile:
         if missing:
             raise FormatError(f"{self.path}: no column {sorted(missing)[0]}; it has {', '.join(self.columns)}")
         try:
-            return self._file.read(columns)
+            # For the one or two columns that a reader wants, handing them to threads costs as much as decoding them.
+            return self._file.read(columns, use_threads=columns is None)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, StorageError):
                 raise
