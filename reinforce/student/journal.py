@@ -111,7 +111,8 @@ class Journal:
     def evaluation(self, step: int, figures: dict[str, float]) -> None:
         """Records and shows an evaluation."""
         self._record({"kind": "evaluation", "step": step, **figures})
-        self.line(f"step {step:,}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        shown = {name: f"{value:,}" if isinstance(value, int) else f"{value:.3f}" for name, value in figures.items()}
+        self.line(f"step {step:,}: " + ", ".join(f"{name} {text}" for name, text in shown.items()))
 
     def line(self, text: str) -> None:
         """A message of its own."""
