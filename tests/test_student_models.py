@@ -287,7 +287,7 @@ def test_a_folder_is_there_whole_or_not_at_all(student: Student, tmp_path: Path,
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(models, "save_file", fail)
+    monkeypatch.setattr(models, "save_tensors", fail)
     with pytest.raises(OSError, match="no space left"):
         save_student(student, target)
     assert json.loads((target / "student.json").read_text())["recipe"] == {"steps": 4}
