@@ -11,13 +11,16 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any, cast
 
-from reinforce.captioners import Captioner
+import torch
+
+from reinforce.captioners import Captioner, load_captioner
 from reinforce.config import BuildConfig, ConfigError
 from reinforce.selection import Selection
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, create_or_compare
 from reinforce.shards.schema import FORMAT_VERSION, Signal, caption_column, fingerprint, view_column
 from reinforce.storage import Store
-from reinforce.teachers import Teacher
+from reinforce.teachers import Teacher, load_teacher
+from reinforce.weights import resolve_device
 
 ORIGINAL = "original"
 
@@ -64,27 +67,26 @@ class SignalPlan:
         }
 
 
-class BuildPlan:
-    """A recipe with its models loaded: every signal the build is to write."""
+class BuildOutline:
+    """What a recipe says of a build before any model is loaded: which files there will be, and what the spines hold."""
 
     def __init__(
-        self,
-        config: BuildConfig,
-        teachers: Sequence[Teacher],
-        captioners: Sequence[Captioner],
-        *,
-        selection: Selection | None = None,
-        limit_samples: int | None = None,
+        self, config: BuildConfig, *, selection: Selection | None = None, limit_samples: int | None = None
     ) -> None:
-        if not teachers and not captioners:
-            raise ConfigError("build.teachers: empty; a build needs at least one teacher or captioner")
         self.config = config
         self.policy = config.views.policy()
         self.num_views = config.views.count + 1
-        self.teachers = tuple(teachers)
-        self.captioners = tuple(captioners)
         self.selection = selection
         self.limit_samples = limit_samples
+
+    @cached_property
+    def folders(self) -> tuple[Signal, ...]:
+        """Every signal of the recipe, captions before the embeddings made from them."""
+        found = [Signal("captions", name) for name in self.config.captioners]
+        sources = [*([ORIGINAL] if self.config.source.max_captions else []), *self.config.captioners]
+        for name in self.config.teachers:
+            found += [Signal("image", name), *(Signal("text", name, source) for source in sources)]
+        return tuple(found)
 
     @cached_property
     def spine_content(self) -> dict[str, Any]:
@@ -101,6 +103,37 @@ class BuildPlan:
     def spine_fingerprint(self) -> str:
         return fingerprint(self.spine_content)
 
+    def record_dataset(self, output: Store, source_root: str) -> None:
+        """Creates `dataset.json`, or compares; raises `DatasetMismatchError`."""
+        document = {
+            "format_version": FORMAT_VERSION,
+            "spine_fingerprint": self.spine_fingerprint,
+            "spine": self.spine_content,
+            "view_policy": self.policy.model_dump(mode="json"),
+            "source_root": source_root,
+            "created_with": software(),
+        }
+        create_or_compare(output, DATASET_FILE, document, ["format_version", "spine", "view_policy"])
+
+
+class BuildPlan(BuildOutline):
+    """A recipe with its models loaded: every signal the build is to write."""
+
+    def __init__(
+        self,
+        config: BuildConfig,
+        teachers: Sequence[Teacher],
+        captioners: Sequence[Captioner],
+        *,
+        selection: Selection | None = None,
+        limit_samples: int | None = None,
+    ) -> None:
+        super().__init__(config, selection=selection, limit_samples=limit_samples)
+        if not teachers and not captioners:
+            raise ConfigError("build.teachers: empty; a build needs at least one teacher or captioner")
+        self.teachers = tuple(teachers)
+        self.captioners = tuple(captioners)
+
     @cached_property
     def signals(self) -> dict[Signal, SignalPlan]:
         """Every signal of the recipe, captions before the embeddings made from them."""
@@ -115,17 +148,8 @@ class BuildPlan:
                 plans.append(self._text(teacher, captioner.name, source, captioner.num_captions))
         return {plan.signal: plan for plan in plans}
 
-    def record(self, output: Store, source_root: str) -> None:
-        """Creates `dataset.json` and each `signal.json`, or compares; raises `DatasetMismatchError`."""
-        document = {
-            "format_version": FORMAT_VERSION,
-            "spine_fingerprint": self.spine_fingerprint,
-            "spine": self.spine_content,
-            "view_policy": self.policy.model_dump(mode="json"),
-            "source_root": source_root,
-            "created_with": software(),
-        }
-        create_or_compare(output, DATASET_FILE, document, ["format_version", "spine", "view_policy"])
+    def record_signals(self, output: Store) -> None:
+        """Creates each `signal.json`, or compares; raises `DatasetMismatchError`."""
         for plan in self.signals.values():
             compared = ["format_version", "content", "columns"]
             create_or_compare(output, f"{plan.signal.folder}/{SIGNAL_FILE}", plan.document(), compared)
@@ -148,6 +172,20 @@ class BuildPlan:
         content = {"captions": source_fingerprint, "num_captions": num_captions, **teacher.text_content()}
         columns = tuple(caption_column(caption) for caption in range(num_captions))
         return SignalPlan(Signal("text", teacher.name, source), teacher, content, columns)
+
+
+def load_plan(
+    config: BuildConfig, *, selection: Selection | None = None, limit_samples: int | None = None
+) -> BuildPlan:
+    """Loads the models of a recipe onto its device. Raises `ModelError`."""
+    torch.set_num_threads(config.threads)
+    device = resolve_device(config.device)
+    size = config.batch_size
+    teachers = [load_teacher(name, model, device=device, batch_size=size) for name, model in config.teachers.items()]
+    captioners = [
+        load_captioner(name, model, device=device, batch_size=size) for name, model in config.captioners.items()
+    ]
+    return BuildPlan(config, teachers, captioners, selection=selection, limit_samples=limit_samples)
 
 
 def software() -> dict[str, str]:

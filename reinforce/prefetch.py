@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,6 +60,13 @@ class ShardTask:
     def needs_source(self) -> bool:
         """Whether the tar is needed, or what the dataset holds already is enough."""
         return self.needs_spine or any(plan.needs_source for plan in self.missing)
+
+
+def missing_of(ref: ShardRef, plan: BuildPlan, existing: Collection[str]) -> ShardTask | None:
+    """What of one shard is not among the `existing` files of the dataset yet, None if nothing."""
+    missing = tuple(p for p in plan.signals.values() if p.signal.file(ref.stem) not in existing)
+    needs_spine = spine_file(ref.stem) not in existing
+    return ShardTask(ref, missing, needs_spine) if missing or needs_spine else None
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,7 @@ class Prefetcher:
         # Two batches: one at the models, one ready for them.
         self._slots = threading.Semaphore(2 * plan.config.batch_size + workers)
         self._pool = ThreadPoolExecutor(workers, "prepare", initializer=torch.set_num_threads, initargs=(1,))
-        self._fetcher = ThreadPoolExecutor(1, "fetch")
+        self._tars = threading.Semaphore(2)
         self._stop = threading.Event()
 
     def __enter__(self) -> Self:
@@ -154,38 +161,47 @@ class Prefetcher:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._fetcher.shutdown(wait=False, cancel_futures=True)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def shards(self, tasks: Iterable[ShardTask]) -> Iterator[PreparedShard]:
-        """The shards of `tasks` in order, each as soon as its turn comes."""
+        """The shards of `tasks` in order, each as soon as its turn comes.
+
+        `tasks` is read by a thread, one task ahead of the samples; it may block until there is one.
+        """
         ready: queue.SimpleQueue[PreparedShard | None] = queue.SimpleQueue()
-        threading.Thread(target=self._feed_all, args=(list(tasks), ready), name="feed", daemon=True).start()
+        fetched: queue.SimpleQueue[tuple[ShardTask, Path | BaseException | None] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._fetch_all, args=(tasks, fetched), name="fetch", daemon=True).start()
+        threading.Thread(target=self._feed_all, args=(fetched, ready), name="feed", daemon=True).start()
         while (shard := ready.get()) is not None:
             yield shard
 
-    def _feed_all(self, tasks: list[ShardTask], ready: "queue.SimpleQueue[PreparedShard | None]") -> None:
-        fetched = self._fetch_ahead(tasks[0]) if tasks else None
-        for index, task in enumerate(tasks):
-            current, fetched = fetched, None
+    def _fetch_all(self, tasks: Iterable[ShardTask], fetched: "queue.SimpleQueue[Any]") -> None:
+        for task in tasks:
+            while not self._tars.acquire(timeout=0.5):
+                if self._stop.is_set():
+                    return
+            try:
+                fetched.put((task, self._fetch(task) if task.needs_source else None))
+            except BaseException as error:  # handed to the consumer, whose shard it is
+                fetched.put((task, error))
+        fetched.put(None)
+
+    def _feed_all(self, fetched: "queue.SimpleQueue[Any]", ready: "queue.SimpleQueue[PreparedShard | None]") -> None:
+        while (item := fetched.get()) is not None:
+            task, path = item
             shard = PreparedShard(task, self._slots)
             ready.put(shard)
             try:
-                path = current.result() if current is not None else None
-                if index + 1 < len(tasks):
-                    fetched = self._fetch_ahead(tasks[index + 1])
+                if isinstance(path, BaseException):
+                    raise path
                 self._feed(shard, path)
                 shard._arrivals.put(None)
-            except BaseException as error:  # handed to the consumer, whose shard it is
+            except BaseException as error:  # likewise
                 shard._arrivals.put(error)
-                if fetched is None and index + 1 < len(tasks) and not self._stop.is_set():
-                    fetched = self._fetch_ahead(tasks[index + 1])
+            self._tars.release()
             if self._stop.is_set():
                 break
         ready.put(None)
-
-    def _fetch_ahead(self, task: ShardTask) -> "Future[Path] | None":
-        return self._fetcher.submit(self._fetch, task) if task.needs_source else None
 
     def _fetch(self, task: ShardTask) -> Path:
         path = self.spool / f"{hashlib.sha256(task.shard.stem.encode()).hexdigest()[:16]}.tar"

@@ -22,7 +22,8 @@ from reinforce.captioners import FakeCaptioner, load_captioner
 from reinforce.config import CaptionerConfig, ConfigError, ViewPolicy
 from reinforce.decode import decode
 from reinforce.plan import BuildPlan
-from reinforce.runners import missing_of, run_local
+from reinforce.prefetch import missing_of
+from reinforce.runners import run_local
 from reinforce.sample import Embeddings
 from reinforce.selection import read_selection
 from reinforce.shards.dataset import DatasetMismatchError

@@ -15,8 +15,7 @@ from transformers import AutoModel, AutoProcessor
 
 import reinforce
 from reinforce.config import BuildConfig, TeacherConfig
-from reinforce.plan import BuildPlan
-from reinforce.runners import load_plan
+from reinforce.plan import BuildPlan, load_plan
 from reinforce.teachers import ClipTeacher, _Clip, load_teacher
 from reinforce.weights import ModelError, check_sha256, resolve_device
 from tests import models

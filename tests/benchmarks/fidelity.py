@@ -18,7 +18,7 @@ import torch
 
 from reinforce.config import BuildConfig, load_recipe
 from reinforce.decode import decode
-from reinforce.runners import load_plan
+from reinforce.plan import load_plan
 from reinforce.shards.schema import embeddings_schema, round_mantissa, view_column
 from reinforce.shards.source import SourceShard
 from reinforce.shards.writer import ShardFileWriter, embeddings_batch

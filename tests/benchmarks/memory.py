@@ -17,7 +17,8 @@ from PIL import Image
 from rich.console import Console
 
 from reinforce.config import BuildConfig
-from reinforce.runners import load_plan, run_plan
+from reinforce.plan import load_plan
+from reinforce.runners import run_plan
 from reinforce.storage import find_shards, open_store
 from tests.models import save_open_clip
 from tests.tars import encode, write_tar

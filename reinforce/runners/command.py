@@ -1,0 +1,114 @@
+"""The command `reinforce build` as a function: what is asked for, what is missing of it, and who computes that.
+
+What is missing is what a listing lacks; there is no ledger. Nothing is computed before source and output are known to
+answer and the dataset is known to be of this recipe.
+"""
+
+from collections.abc import Collection, Sequence
+
+from rich.console import Console
+
+from reinforce.config import ConfigError, Recipe, load_recipe
+from reinforce.plan import BuildPlan, load_plan
+from reinforce.prefetch import missing_of
+from reinforce.runners.local import run_local
+from reinforce.runners.summary import BuildSummary
+from reinforce.selection import Selection, read_selection
+from reinforce.shards.dataset import DATASET_FILE, read_document
+from reinforce.shards.schema import check_stem, failure_file
+from reinforce.storage import ShardRef, Store, find_shards, open_store
+
+
+def build(
+    shards: str | Sequence[str],
+    output: str,
+    recipe: str | Recipe,
+    *,
+    root: str | None = None,
+    overrides: Sequence[str] = (),
+    select: str | None = None,
+    limit_shards: int | None = None,
+    limit_samples: int | None = None,
+    retry_failed: bool = False,
+    console: Console | None = None,
+) -> BuildSummary:
+    """Builds, or goes on building, a reinforced dataset; the command `reinforce build` as a function.
+
+    `limit_samples` keeps the first so many keys of each shard. Raises `ConfigError`, `ModelError`, `StorageError` or
+    `DatasetMismatchError` before anything is computed; a shard that fails is listed in the summary and in
+    `failures/`, and the others go on.
+
+    >>> import reinforce
+    >>> summary = reinforce.build("scenes", "reinforced", "demo", limit_samples=16)
+    >>> summary.done.num_kept
+    16
+    >>> reinforce.open_dataset("reinforced").stems
+    ['00000']
+    """
+    console = console or Console(stderr=True)
+    config = (load_recipe(recipe, list(overrides)) if isinstance(recipe, str) else recipe).build
+    recorded = read_document(open_store(output), DATASET_FILE)
+    recorded_root = recorded["source_root"] if recorded else None
+    source_root, refs = _find_shards([shards] if isinstance(shards, str) else shards, root, recorded_root)
+    selection = read_selection(select) if select else None
+    refs = _narrow(refs, selection, limit_shards)
+    store = open_store(output, create=True)
+    with console.status("loading models"):
+        plan = load_plan(config, selection=selection, limit_samples=limit_samples)
+    return run_plan(plan, refs, store, source_root=source_root, retry_failed=retry_failed, console=console)
+
+
+def run_plan(
+    plan: BuildPlan,
+    refs: Sequence[ShardRef],
+    output: Store,
+    *,
+    source_root: str,
+    retry_failed: bool = False,
+    console: Console,
+) -> BuildSummary:
+    """Builds what is missing of `refs` with loaded models; raises `DatasetMismatchError` if they do not fit."""
+    output.sweep_temporaries()
+    plan.record_dataset(output, source_root)
+    plan.record_signals(output)
+    existing = {info.path for info in output.list()}
+    refs = _retried(refs, existing) if retry_failed else refs
+    tasks = [task for ref in refs if (task := missing_of(ref, plan, existing))]
+    failed_before = {task.shard.stem for task in tasks if failure_file(task.shard.stem) in existing}
+    summary = run_local(tasks, plan, output, console, failed_before=failed_before)
+    return _complete(summary, len(refs))
+
+
+def _retried(refs: Sequence[ShardRef], existing: Collection[str]) -> list[ShardRef]:
+    """The shards that failed before."""
+    return [ref for ref in refs if failure_file(ref.stem) in existing]
+
+
+def _complete(summary: BuildSummary, num_shards: int) -> BuildSummary:
+    """The summary with the shards that were complete already."""
+    summary.num_complete_before = num_shards - summary.num_shards
+    summary.num_shards = num_shards
+    return summary
+
+
+def _find_shards(uris: Sequence[str], root: str | None, recorded_root: str | None) -> tuple[str, list[ShardRef]]:
+    """The shards with their stems below `--root`, else below the root the dataset was begun with, else their own.
+
+    How the root was reached then (`?profile=`) is no part of what it is: the URIs say how to reach it now.
+    """
+    found_root, refs = find_shards(uris, root or (recorded_root.partition("?")[0] if recorded_root else None))
+    for ref in refs:
+        try:
+            check_stem(ref.stem)
+        except ValueError as error:
+            raise ConfigError(f"--shards: {error}; rename the shard") from None
+    return found_root, refs
+
+
+def _narrow(refs: list[ShardRef], selection: Selection | None, limit: int | None) -> list[ShardRef]:
+    if selection is not None:
+        stems = set(selection.stems)
+        refs = [ref for ref in refs if ref.stem in stems]
+        if not refs:
+            raise ConfigError(f"--select: none of its stems ({', '.join(sorted(stems)[:3])}, ...) is among the shards")
+    return refs[:limit]

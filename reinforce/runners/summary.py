@@ -1,0 +1,41 @@
+"""What a build did, and the last lines it prints."""
+
+from dataclasses import dataclass, field
+
+from reinforce.builder import ShardReport
+from reinforce.formatting import format_counts, format_seconds
+
+
+@dataclass(slots=True)
+class BuildSummary:
+    """What a build did. `failed` maps the stem of each failed shard to its reason.
+
+    `stopped` says why a run ended with `num_left` shards not tried to the end; None if it did not.
+    """
+
+    num_shards: int
+    num_complete_before: int
+    done: ShardReport
+    elapsed_s: float
+    failed: dict[str, str] = field(default_factory=dict)
+    num_left: int = 0
+    stopped: str | None = None
+
+
+def describe(summary: BuildSummary) -> str:
+    """The last lines a build prints."""
+    done = summary.done
+    finished = summary.num_shards - len(summary.failed) - summary.num_left
+    lines = [f"{finished} of {summary.num_shards} shards complete ({summary.num_complete_before} were before this run)"]
+    if done.num_samples:
+        lines.append(
+            f"{done.num_samples:,} samples, {done.num_kept:,} kept, {done.num_views:,} views, {done.num_captions:,} "
+            f"captions; {done.num_files:,} files, {done.num_bytes / 1e6:,.1f} MB in {format_seconds(summary.elapsed_s)}"
+        )
+    for name, counts in (("dropped", done.drops), ("null", done.nulls), ("left out", done.counts)):
+        if +counts:
+            lines.append(f"{name}: {format_counts(counts)}")
+    lines += [f"failed: {stem}: {reason}" for stem, reason in sorted(summary.failed.items())]
+    if summary.stopped:
+        lines.append(f"stopped: {summary.stopped}")
+    return "\n".join(lines)
