@@ -48,6 +48,8 @@ class ShardReport:
     drops: Counter[str] = field(default_factory=Counter)
     nulls: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+    micro_batches: dict[str, int] = field(default_factory=dict)
+    """Of the models that had to halve theirs."""
     num_files: int = 0
     num_bytes: int = 0
 
@@ -57,6 +59,9 @@ class ShardReport:
             value = getattr(other, figure.name)
             if isinstance(value, Counter):
                 getattr(self, figure.name).update(value)
+            elif isinstance(value, dict):
+                smallest = getattr(self, figure.name)
+                smallest.update({name: min(size, smallest.get(name, size)) for name, size in value.items()})
             elif figure.name != "stem":
                 setattr(self, figure.name, getattr(self, figure.name) + value)
 
@@ -245,7 +250,7 @@ def _commit(
     report: ShardReport,
 ) -> None:
     """Publishes the spine, then the signals: none is ever there without the spine that explains its rows."""
-    report.counts = +shard.counts
+    report.counts, report.micro_batches = +shard.counts, plan.micro_batches()
     source = {
         "format_version": FORMAT_VERSION,
         "stem": shard.stem,

@@ -5,7 +5,7 @@ batch size. So a dataset moved, or a teacher fetched from elsewhere, is still th
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from reinforce.captioners import Captioner, load_captioner
 from reinforce.config import BuildConfig, ConfigError
 from reinforce.selection import Selection
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, create_or_compare
-from reinforce.shards.schema import FORMAT_VERSION, Signal, caption_column, fingerprint, view_column
+from reinforce.shards.schema import FORMAT_VERSION, Signal, caption_column, fingerprint, spine_file, view_column
 from reinforce.storage import Store
 from reinforce.teachers import Teacher, load_teacher
 from reinforce.weights import resolve_device
@@ -80,13 +80,17 @@ class BuildOutline:
         self.limit_samples = limit_samples
 
     @cached_property
-    def folders(self) -> tuple[Signal, ...]:
+    def wanted(self) -> tuple[Signal, ...]:
         """Every signal of the recipe, captions before the embeddings made from them."""
         found = [Signal("captions", name) for name in self.config.captioners]
         sources = [*([ORIGINAL] if self.config.source.max_captions else []), *self.config.captioners]
         for name in self.config.teachers:
             found += [Signal("image", name), *(Signal("text", name, source) for source in sources)]
         return tuple(found)
+
+    def is_complete(self, stem: str, existing: Collection[str]) -> bool:
+        """Whether all files of a shard are among the `existing` ones of the dataset."""
+        return spine_file(stem) in existing and all(signal.file(stem) in existing for signal in self.wanted)
 
     @cached_property
     def spine_content(self) -> dict[str, Any]:
@@ -147,6 +151,16 @@ class BuildPlan(BuildOutline):
                 source = captions[captioner.name].fingerprint
                 plans.append(self._text(teacher, captioner.name, source, captioner.num_captions))
         return {plan.signal: plan for plan in plans}
+
+    def micro_batches(self) -> dict[str, int]:
+        """The micro-batch of each model that has had to halve it, by name."""
+        models: tuple[Teacher | Captioner, ...] = (*self.teachers, *self.captioners)
+        halved: dict[str, int] = {}
+        for model in models:
+            if model.micro_batch is not None and model.micro_batch < self.config.batch_size:
+                # A teacher and a captioner may have one name.
+                halved[model.name] = min(model.micro_batch, halved.get(model.name, model.micro_batch))
+        return halved
 
     def record_signals(self, output: Store) -> None:
         """Creates each `signal.json`, or compares; raises `DatasetMismatchError`."""

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from reinforce.config import TeacherConfig
+from reinforce.microbatch import MicroBatch
 from reinforce.sample import Embeddings
 from reinforce.weights import (
     ModelError,
@@ -37,6 +38,10 @@ class Teacher(Protocol):
     dim: int
     image_size: int
     mantissa_bits: int
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Rows of a forward pass, fewer since the device ran out of memory; None if it takes any number."""
 
     def describe(self) -> dict[str, Any]:
         """What `signal.json` says of the model, as JSON data."""
@@ -78,15 +83,19 @@ class ClipTeacher:
         self.name = name
         self.config = config
         self.device = device
-        self.batch_size = batch_size
         self.image_size = clip.image_size
         self.mantissa_bits = config.mantissa_bits
         self._clip = clip
+        self._micro_batch = MicroBatch(batch_size)
         self._autocast = autocast_dtype(config.precision, device)
         clip.module.to(device)
         self._mean = torch.tensor(clip.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(clip.std, device=device).view(3, 1, 1)
         self.dim = self.embed_texts([""])[0].shape[1]
+
+    @property
+    def micro_batch(self) -> int:
+        return self._micro_batch.size
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -100,7 +109,7 @@ class ClipTeacher:
             "logit_scale": self.config.logit_scale or self._clip.logit_scale,
             "learned_logit_scale": self._clip.logit_scale,
             "logit_bias": self._clip.logit_bias,
-            "micro_batch": self.batch_size,
+            "micro_batch": self._micro_batch.initial,
         }
 
     def image_content(self) -> dict[str, Any]:
@@ -140,12 +149,8 @@ class ClipTeacher:
         }
 
     def _embed(self, rows: np.ndarray, forward: Callable[[np.ndarray], Tensor]) -> Embeddings:
-        batches = []
-        for start in range(0, len(rows), self.batch_size):
-            batch = rows[start : start + self.batch_size]
-            padding = np.repeat(batch[-1:], self.batch_size - len(batch), axis=0)
-            batches.append(self._forward_finite(np.concatenate([batch, padding]), forward)[: len(batch)])
-        return np.concatenate(batches)
+        embeddings = self._micro_batch.run(range(len(rows)), lambda some: self._forward_finite(rows[some], forward))
+        return np.stack(embeddings)
 
     @torch.inference_mode()
     def _forward_finite(self, batch: np.ndarray, forward: Callable[[np.ndarray], Tensor]) -> Embeddings:
@@ -173,6 +178,8 @@ class ClipTeacher:
 
 class FakeTeacher:
     """A teacher without weights, exact in integers: 4 x 4 mean colours, or character counts, through fixed weights."""
+
+    micro_batch: int | None = None
 
     def __init__(self, name: str, *, dim: int = 16, image_size: int = 32, mantissa_bits: int = 7) -> None:
         self.name = name

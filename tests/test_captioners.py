@@ -18,6 +18,7 @@ from reinforce.captioners import Captioner, CaptionRequest, FakeCaptioner, load_
 from reinforce.captioners.cleaning import MAX_REDRAWS, clean_caption, distinct_captions, draw_distinct
 from reinforce.captioners.sampling import NucleusSampler, gumbel_noise, nucleus, philox4x32
 from reinforce.config import CaptionerConfig
+from reinforce.microbatch import MicroBatch
 from reinforce.weights import ModelError
 
 CPU = torch.device("cpu")
@@ -341,9 +342,30 @@ def test_repeats_and_empties_are_redrawn_a_few_times() -> None:
         calls.append((list(samples), captions))
         return [written[i] if captions.start == 0 else further[i] for i in samples]
 
-    captions = draw_distinct(5, num_captions=2, batch_size=8, draw=draw)
+    captions = draw_distinct(5, num_captions=2, micro_batch=MicroBatch(8), draw=draw)
     assert captions == [["a", "f"], ["b", "c"], ["d"], [], ["e"]]
     assert calls == [([0, 1, 2, 3, 4, 4, 4, 4], range(2)), ([0, 2, 4, 4], range(2, 2 + MAX_REDRAWS))]
+
+
+def test_redraws_run_in_a_halved_micro_batch_too() -> None:
+    calls = []
+
+    def draw(samples: Any, captions: range) -> list[list[str] | None]:
+        calls.append((list(samples), captions))
+        if len(samples) * len(captions) > 6:
+            raise torch.OutOfMemoryError
+        return [[f"{i} {caption // 2}" for caption in captions] for i in samples]
+
+    captions = draw_distinct(5, num_captions=1, micro_batch=MicroBatch(5), draw=draw)
+    assert (captions, calls) == ([[f"{i} 0"] for i in range(5)], [([0, 1, 2, 3, 4], range(1))])
+    calls.clear()
+    micro_batch = MicroBatch(8)
+    assert draw_distinct(3, num_captions=2, micro_batch=micro_batch, draw=draw) == [
+        [f"{i} 0", f"{i} 1"] for i in range(3)
+    ]
+    assert micro_batch.size == 2
+    further = range(2, 2 + MAX_REDRAWS)
+    assert calls[2:] == [([0, 1], range(2)), ([2, 2], range(2)), ([0, 1], further), ([2, 2], further)]
 
 
 # Models
@@ -356,6 +378,50 @@ def test_captions_do_not_depend_on_the_batch(load: Callable[..., Any], kind: str
     assert _caption_all(load(kind, batch_size=3), requests, 3) == alone
     assert _caption_all(load(kind, batch_size=16), requests[::-1], 10) == alone
     assert len({caption for captions in alone.values() for caption in captions}) > 15
+
+
+def _towers(captioner: Any, kind: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The modules of a captioner that see a row an image, and a row a caption."""
+    model = captioner._model
+    towers: dict[str, Callable[[], tuple[torch.nn.Module, torch.nn.Module]]] = {
+        "vision-encoder-decoder": lambda: (model.encoder, model.decoder),
+        "blip": lambda: (model.vision_model, model.text_decoder),
+        "llava": lambda: (model.model.vision_tower, model.model.language_model),
+        "coca": lambda: (model.visual, model.text),
+    }
+    return towers[kind]()
+
+
+def _refuse_above(module: torch.nn.Module, limit: int) -> None:
+    """Has a module run out of memory on more than `limit` rows."""
+
+    def check(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rows = next(len(value) for value in [*args, *kwargs.values()] if isinstance(value, Tensor))
+        if rows > limit:
+            raise torch.OutOfMemoryError(f"{rows} rows")
+
+    module.register_forward_pre_hook(check, with_kwargs=True)
+
+
+@pytest.mark.parametrize("part", ["images", "text"])
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+def test_captions_outlive_a_halved_micro_batch(load: Callable[..., Any], kind: str, part: str) -> None:
+    requests = _requests(11)
+    expected = load(kind, batch_size=11).caption(requests)
+    captioner = load(kind, batch_size=11)
+    images, text = _towers(captioner, kind)
+    _refuse_above(*((images, 2) if part == "images" else (text, 2 * captioner.num_captions)))
+    assert captioner.caption(requests) == expected
+    assert captioner.micro_batch == 2
+    assert captioner.caption(requests[3:]) == expected[3:]
+
+
+@pytest.mark.parametrize("kind", sorted(MAKERS))
+def test_a_sample_that_does_not_fit_alone_is_an_error(load: Callable[..., Any], kind: str) -> None:
+    captioner = load(kind)
+    _refuse_above(_towers(captioner, kind)[1], captioner.num_captions - 1)
+    with pytest.raises(torch.OutOfMemoryError, match="3 rows"):
+        captioner.caption(_requests(4))
 
 
 @pytest.mark.parametrize("kind", sorted(MAKERS))

@@ -29,7 +29,7 @@ class CaptionRequest:
 
 
 class Captioner(Protocol):
-    """Writes captions for a micro-batch of samples."""
+    """Writes captions for samples."""
 
     @property
     def name(self) -> str: ...
@@ -43,6 +43,9 @@ class Captioner(Protocol):
 
     @property
     def num_captions(self) -> int: ...
+    @property
+    def micro_batch(self) -> int | None:
+        """Samples of a forward pass, fewer since the device ran out of memory; None if it takes any number."""
 
     def describe(self) -> dict[str, Any]:
         """JSON data for signal.json: what it is, where it came from, how it samples."""
@@ -53,10 +56,7 @@ class Captioner(Protocol):
         ...
 
     def caption(self, requests: Sequence[CaptionRequest]) -> list[list[str]]:
-        """One list a request, at most `num_captions` clean, distinct captions, possibly none.
-
-        At most a micro-batch of requests. Odd content raises nothing.
-        """
+        """At most `num_captions` clean, distinct captions a request, possibly none. Odd content raises nothing."""
         ...
 
 
@@ -79,6 +79,7 @@ class FakeCaptioner:
     """Captions that are a function of the pixels, the seed and the caption index. No weights."""
 
     field: str | None = None
+    micro_batch: int | None = None
 
     def __init__(self, name: str = "fake", *, image_size: int | None = 32, num_captions: int = 2) -> None:
         self.name, self.image_size, self.num_captions = name, image_size, num_captions

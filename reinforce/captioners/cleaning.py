@@ -3,6 +3,8 @@
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
+from reinforce.microbatch import MicroBatch
+
 MAX_REDRAWS = 3
 """Further captions drawn for a sample whose captions repeat or are empty; what is still missing is left out."""
 
@@ -33,28 +35,23 @@ def draw_distinct(
     num_samples: int,
     *,
     num_captions: int,
-    batch_size: int,
+    micro_batch: MicroBatch,
     draw: Callable[[Sequence[int], range], list[list[str] | None]],
 ) -> list[list[str]]:
-    """Up to `num_captions` distinct captions for each of `num_samples` <= `batch_size` samples.
+    """Up to `num_captions` distinct captions for each of `num_samples` samples.
 
     `draw(samples, caption_indices)` gives raw texts for each sample index, None where the model failed; it is called
-    with `batch_size` sample indices, then, for those short of captions, with further caption indices and a power of
-    two of them (padded with the last): rarely more than a few samples, and a handful of shapes.
+    with a micro-batch of sample indices, then, for those short of captions, with further caption indices and a power of
+    two of them (padded with the last): rarely more than a few samples, and a handful of shapes. A sample goes with all
+    its captions, also where memory is short: a micro-batch of one is the least.
     """
-    if not num_samples:
-        return []
-    texts = draw(_padded(range(num_samples), batch_size), range(num_captions))[:num_samples]
+    texts = micro_batch.run(range(num_samples), lambda samples: draw(samples, range(num_captions)))
     captions = [distinct_captions(raw or [], num_captions) for raw in texts]
     short = [i for i, raw in enumerate(texts) if raw is not None and len(captions[i]) < num_captions]
     if short:
-        padded = _padded(short, min(batch_size, 1 << (len(short) - 1).bit_length()))
-        redrawn = draw(padded, range(num_captions, num_captions + MAX_REDRAWS))
-        for i, raw in zip(short, redrawn, strict=False):
+        further = range(num_captions, num_captions + MAX_REDRAWS)
+        power_of_two = 1 << (len(short) - 1).bit_length()
+        redrawn = micro_batch.run(short, lambda samples: draw(samples, further), at_most=power_of_two)
+        for i, raw in zip(short, redrawn, strict=True):
             captions[i] = distinct_captions([*captions[i], *(raw or [])], num_captions)
     return captions
-
-
-def _padded(samples: Sequence[int], size: int) -> list[int]:
-    assert len(samples) <= size, f"{len(samples)} samples for a micro-batch of {size}"
-    return [*samples, *[samples[-1]] * (size - len(samples))]

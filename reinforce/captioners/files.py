@@ -36,6 +36,7 @@ class FieldCaptioner:
     """Hands over what the source sample holds under a field."""
 
     image_size: int | None = None
+    micro_batch: int | None = None
 
     def __init__(self, name: str, field: str, num_captions: int) -> None:
         self.name, self.num_captions, self.field = name, num_captions, field
@@ -54,6 +55,7 @@ class ParquetCaptioner:
     """Looks captions up by key, and by stem where the table has that column. Several rows of one key are joined."""
 
     image_size: int | None = None
+    micro_batch: int | None = None
     field: str | None = None
 
     def __init__(self, name: str, path: str, table: pa.Table, sha256: str, num_captions: int) -> None:

@@ -4,7 +4,7 @@ open_clip's own `CoCa.generate` fails with transformers 5 and draws from the glo
 its public `forward`. open_clip has no key-value cache: a step costs a pass over the text so far.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from reinforce.captioners.cleaning import draw_distinct
 from reinforce.captioners.inputs import normalised, tokenizer_sha256
 from reinforce.captioners.sampling import SAMPLER, NucleusSampler
 from reinforce.config import CaptionerConfig
+from reinforce.microbatch import MicroBatch
+from reinforce.sample import Pixels
 from reinforce.weights import ModelError, autocast_dtype, load_open_clip
 
 
@@ -33,13 +35,17 @@ class OpenClipCaptioner:
         if not isinstance(loaded.model, open_clip.CoCa):
             raise ModelError(f"model {config.model}: writes no captions; kind open_clip needs a CoCa model")
         self.name, self.num_captions = name, config.num_captions
-        self._config, self._device, self._batch_size = config, device, batch_size
+        self._config, self._device, self._micro_batch = config, device, MicroBatch(batch_size)
         self._model, self._weights_sha256 = loaded.model.to(device), loaded.weights_sha256
         self._text = _TextCodec(loaded.tokenizer, pad_id=loaded.model.pad_id)
         self._prompt_ids = [self._text.start_id, *self._text.encode(config.prompt)]
         self._check_context()
         self._mean, self._std = list(loaded.preprocess["mean"]), list(loaded.preprocess["std"])
         self.image_size: int | None = _side(config.model, loaded.preprocess["size"])
+
+    @property
+    def micro_batch(self) -> int:
+        return self._micro_batch.size
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -64,16 +70,27 @@ class OpenClipCaptioner:
             return []
         images = [request.image for request in requests if request.image is not None]
         assert len(images) == len(requests), "a captioner with an image_size is given images"
-        images += images[-1:] * (self._batch_size - len(images))
         with torch.autocast(self._device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None):
-            encoded = self._model._encode_image(normalised(images, self._mean, self._std, self._device))
+            latent, embs = self._encode(images)
 
             def draw(samples: Sequence[int], captions: range) -> list[list[str] | None]:
-                seeds = [requests[min(i, len(requests) - 1)].seed for i in samples]
+                seeds = [requests[i].seed for i in samples]
                 rows = torch.tensor(samples, device=self._device).repeat_interleave(len(captions))
-                return self._draw(encoded[0][rows], encoded[1][rows], seeds, captions)
+                return self._draw(latent[rows], embs[rows], seeds, captions)
 
-            return draw_distinct(len(requests), num_captions=self.num_captions, batch_size=self._batch_size, draw=draw)
+            return draw_distinct(
+                len(requests), num_captions=self.num_captions, micro_batch=self._micro_batch, draw=draw
+            )
+
+    def _encode(
+        self, images: Sequence[Pixels]
+    ) -> tuple[Float[Tensor, "images dim"], Float[Tensor, "images queries dim"]]:
+        def forward(some: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+            pixels = normalised([images[i] for i in some], self._mean, self._std, self._device)
+            return zip(*self._model._encode_image(pixels), strict=True)
+
+        latents, embs = zip(*self._micro_batch.run(range(len(images)), forward), strict=True)
+        return torch.stack(latents), torch.stack(embs)
 
     def _draw(
         self,

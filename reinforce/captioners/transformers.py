@@ -25,6 +25,7 @@ from reinforce.captioners.transformers_model import (
     own_the_sampling,
 )
 from reinforce.config import CaptionerConfig
+from reinforce.microbatch import MicroBatch
 from reinforce.weights import ModelError, autocast_dtype
 
 
@@ -38,13 +39,17 @@ class TransformersCaptioner:
         self._autocast_dtype = autocast_dtype(config.precision, device)
         loaded = load_transformers(config.model, config.revision, config.sha256)
         self.name, self.num_captions = name, config.num_captions
-        self._config, self._device, self._batch_size = config, device, batch_size
+        self._config, self._device, self._micro_batch = config, device, MicroBatch(batch_size)
         self._loaded, self._model = loaded, loaded.model.to(device)
         family = ContinuingInputs if loaded.continues else ProcessorInputs
         self._inputs: ContinuingInputs | ProcessorInputs = family(loaded, config.prompt, device)
         self.image_size: int | None = self._inputs.image_size
         self._end_ids = own_the_sampling(loaded, config.max_new_tokens)
         self._check_context()
+
+    @property
+    def micro_batch(self) -> int:
+        return self._micro_batch.size
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -86,7 +91,7 @@ class TransformersCaptioner:
                 )
             return sampler.texts(self._decode)
 
-        return draw_distinct(len(requests), num_captions=self.num_captions, batch_size=self._batch_size, draw=draw)
+        return draw_distinct(len(requests), num_captions=self.num_captions, micro_batch=self._micro_batch, draw=draw)
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._loaded.tokenizer.decode([*self._inputs.kept_prompt_ids, *ids], skip_special_tokens=True))
