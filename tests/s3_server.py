@@ -11,10 +11,13 @@ with `use_test_credentials(monkeypatch)` before, so that nothing of the machine'
 
 import http.client
 import logging
+import re
 import socket
 import ssl
 import struct
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,9 +32,29 @@ import pytest
 ACCESS_KEY = "AKIATESTTESTTESTTEST"
 SECRET_KEY = "thisIsTheSecretOfTheTests+/"
 
-Fault = Literal["reset", "reset_after", "error", "error_after", "conflict", "truncate", "shorten"]
-"""reset, error, conflict: instead of forwarding. reset_after, error_after: the server did it, the client is not told.
-truncate: the connection ends in the middle of the body. shorten: half the body, as if that were all."""
+Fault = Literal[
+    "reset",
+    "reset_after",
+    "error",
+    "error_after",
+    "conflict",
+    "denied",
+    "unavailable",
+    "truncate",
+    "shorten",
+    "slow",
+]
+"""reset, error, conflict, denied, unavailable: instead of forwarding. reset_after, error_after: the server did it, the
+client is not told. truncate: the connection ends in the middle of the body. shorten: half the body, as if that were
+all. slow: forwarded after `slow_s` seconds."""
+
+REFUSALS: dict[Fault | None, tuple[int, str]] = {
+    "error": (500, "Fault"),
+    "conflict": (409, "Fault"),
+    "denied": (403, "AccessDenied"),
+    "unavailable": (503, "SlowDown"),
+}
+"""Status and code of what is answered instead of forwarding."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +115,18 @@ def use_test_credentials(monkeypatch: pytest.MonkeyPatch, endpoint: str | None =
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
 
 
+def make_certificate(folder: Path) -> tuple[Path, Path, Path]:
+    """An authority, and what it signed for 127.0.0.1."""
+    for command in (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem",
+        "req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out request.pem",
+        "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out cert.pem",
+    ):
+        (folder / "names").write_text("subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+    return folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
+
+
 @dataclass(frozen=True)
 class Request:
     """What the proxy saw."""
@@ -100,18 +135,23 @@ class Request:
     path: str
     authorization: str
     bytes_sent: int
+    status: int
+    """0 where the connection was reset."""
+    at: float = field(default_factory=time.monotonic)
 
 
 @dataclass
 class FaultyProxy:
     """An HTTP proxy in front of `upstream`. Planned faults hit the next requests of their method, once each.
 
-    With a certificate and its key it speaks HTTPS.
+    With a certificate and its key it speaks HTTPS. Without some headers the server does not see what they ask for.
     """
 
     upstream: str
     certificate: Path | None = None
     key: Path | None = None
+    drop_headers: tuple[str, ...] = ()
+    slow_s: float = 1.0
     faults: list[tuple[str, Fault]] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
 
@@ -163,7 +203,8 @@ class _Handler(BaseHTTPRequestHandler):
         answer = self._answer(proxy.next_fault(self.command), body)
         sent = len(answer[2]) if answer else 0
         # Before it is sent: the test may look as soon as it has the answer.
-        proxy.requests.append(Request(self.command, self.path, self.headers.get("Authorization", ""), sent))
+        authorization, status = self.headers.get("Authorization", ""), answer[0] if answer else 0
+        proxy.requests.append(Request(self.command, self.path, authorization, sent, status))
         if answer:
             self._send(*answer)
         else:
@@ -175,8 +216,16 @@ class _Handler(BaseHTTPRequestHandler):
         """Status, headers and body; None to reset the connection."""
         if fault == "reset":
             return None
-        if fault in ("error", "conflict"):
-            return 500 if fault == "error" else 409, {}, b"<Error><Code>Fault</Code></Error>"
+        if fault == "denied" and self.command == "POST" and urlsplit(self.path).query.startswith("delete"):
+            # S3 says no to each object, in an answer that is itself a success.
+            named = re.findall(r"<Key>.*?</Key>", body.decode())
+            denied = "".join(f"<Error>{key}<Code>AccessDenied</Code><Message>No</Message></Error>" for key in named)
+            return 200, {}, f"<DeleteResult>{denied}</DeleteResult>".encode()
+        if fault in REFUSALS:
+            status, code = REFUSALS[fault]
+            return status, {}, f"<Error><Code>{code}</Code></Error>".encode()
+        if fault == "slow":
+            time.sleep(self.server.proxy.slow_s)
         status, headers, content = self._forward(body)
         if fault == "reset_after":
             return None
@@ -189,9 +238,12 @@ class _Handler(BaseHTTPRequestHandler):
         return status, headers, content
 
     def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection(urlsplit(self.server.proxy.upstream).netloc, timeout=30)
+        proxy = self.server.proxy
+        dropped = {name.lower() for name in proxy.drop_headers}
+        sent = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
+        connection = http.client.HTTPConnection(urlsplit(proxy.upstream).netloc, timeout=30)
         try:
-            connection.request(self.command, self.path, body, dict(self.headers))
+            connection.request(self.command, self.path, body, sent)
             response = connection.getresponse()
             headers = {k: v for k, v in response.getheaders() if k.lower() not in ("connection", "transfer-encoding")}
             return response.status, headers, response.read()

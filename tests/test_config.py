@@ -32,6 +32,8 @@ def test_paths_resolve_against_the_recipe_and_hub_names_do_not(tmp_path: Path) -
         "d": {"model": "openai/clip-vit-base-patch32", "kind": "transformers"},
         "e": {"model": "./local", "kind": "transformers"},
         "f": {"model": "hf-hub:org/name"},
+        "g": {"model": "local-dir:s3://bucket/g?profile=in"},
+        "h": {"model": "s3://bucket/h", "kind": "transformers"},
     }
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "r.yaml").write_text(yaml.safe_dump({"build": {"teachers": teachers}}))
@@ -42,6 +44,8 @@ def test_paths_resolve_against_the_recipe_and_hub_names_do_not(tmp_path: Path) -
     assert loaded["d"].model == "openai/clip-vit-base-patch32"
     assert loaded["e"].model == f"{tmp_path}/sub/local"
     assert loaded["f"].model == "hf-hub:org/name"
+    assert loaded["g"].model == "local-dir:s3://bucket/g?profile=in"
+    assert loaded["h"].model == "s3://bucket/h"
 
 
 @pytest.mark.parametrize(

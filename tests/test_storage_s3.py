@@ -1,14 +1,22 @@
 """S3 over HTTP when it goes wrong: broken connections, unreachable endpoints, refused requests, wrong settings."""
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from reinforce.storage import StorageError, Store, clients, open_store
-from tests.s3_server import ACCESS_KEY, SECRET_KEY, Fault, FaultyProxy, S3Server, serve_s3, use_test_credentials
+from tests.s3_server import (
+    ACCESS_KEY,
+    SECRET_KEY,
+    Fault,
+    FaultyProxy,
+    S3Server,
+    make_certificate,
+    serve_s3,
+    use_test_credentials,
+)
 
 
 @pytest.fixture(scope="module")
@@ -231,18 +239,6 @@ def test_a_private_authority_is_trusted_through_aws_ca_bundle(
             list(open_store(uri).list())
         monkeypatch.setenv("AWS_CA_BUNDLE", str(authority))
         assert list(open_store(uri).list()) == []
-
-
-def make_certificate(folder: Path) -> tuple[Path, Path, Path]:
-    """An authority, and what it signed for 127.0.0.1."""
-    for command in (
-        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem",
-        "req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out request.pem",
-        "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out cert.pem",
-    ):
-        (folder / "names").write_text("subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
-        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
-    return folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
 
 
 def test_a_store_shows_no_secret(behind_proxy: Store) -> None:

@@ -125,5 +125,5 @@ def _resolve_path(value: str, folder: Path, *, is_model: bool) -> str:
     prefix = "local-dir:" if value.startswith("local-dir:") else ""
     path = value.removeprefix(prefix).replace("{reinforce}", str(Path(__file__).parents[1]))
     # A bare model name may look like a relative path (`org/name`); it is one only if written as one.
-    is_path = bool(prefix) or path.startswith((".", "/", "~")) or not (is_model or "://" in path)
+    is_path = "://" not in path and (bool(prefix) or path.startswith((".", "/", "~")) or not is_model)
     return prefix + str((folder / Path(path).expanduser()).resolve()) if is_path else value

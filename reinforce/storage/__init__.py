@@ -4,9 +4,24 @@ The only package that knows what `s3://` is; everyone else holds a `Store` and p
 obstore and botocore load when the first remote store is opened.
 """
 
+from .carried import Carried, accept, carry
 from .location import open_parent, open_store
+from .preflight import preflight
 from .shard_uris import ShardRef, find_shards
 from .spool import open_spool
 from .store import ObjectInfo, StorageError, Store
 
-__all__ = ["ObjectInfo", "ShardRef", "StorageError", "Store", "find_shards", "open_parent", "open_spool", "open_store"]
+__all__ = [
+    "Carried",
+    "ObjectInfo",
+    "ShardRef",
+    "StorageError",
+    "Store",
+    "accept",
+    "carry",
+    "find_shards",
+    "open_parent",
+    "open_spool",
+    "open_store",
+    "preflight",
+]

@@ -1,30 +1,25 @@
-"""obstore clients: timeouts, retries, credentials, and obstore's errors in one line.
+"""obstore clients: timeouts, retries, and obstore's errors in one line.
 
-S3 settings and credentials come from botocore, so environment variables, profiles, ~/.aws/config with its
-`endpoint_url` and `services` sections, SSO and instance roles all mean what they mean to the AWS command line.
 The text of obstore's errors is never repeated: it holds responses, which may hold what they should not.
 """
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from .aws import aws_settings
 from .store import StorageError
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, ObjectStore, S3Credential
+    from obstore.store import ClientConfig, ObjectStore
 
 CONNECT_TIMEOUT_S = 3.0
 SLOWEST_UPLOAD = 256 * 1024
 """Bytes a second an upload is given time for."""
-
-CREDENTIAL_LIFE = timedelta(minutes=10)
-"""obstore asks again 5 minutes before the end of it; botocore renews in time for that."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,8 @@ FIRST = Patience(max_retries=5, deadline_s=8.0, stall_timeout_s=15.0)
 THEREAFTER = Patience(max_retries=10, deadline_s=120.0)
 """A store that did answer is having a bad minute, which must not cost a shard."""
 
+PASSING_CODES = ("InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout", "OperationAborted")
+"""Codes without a status that may be another answer in a moment."""
 
 _process: int | None = None
 
@@ -102,86 +99,8 @@ def _client(
 def resolve_settings(scheme: str, bucket: str, options: Mapping[str, str]) -> dict[str, Any]:
     """What a client needs besides the bucket's name: credentials, region, endpoint, certificates."""
     if scheme == "s3":
-        return _resolve_aws(bucket, options)
+        return aws_settings(bucket, options)
     return {"skip_signature": True} if options.get("anonymous") else {}
-
-
-def _resolve_aws(bucket: str, options: Mapping[str, str]) -> dict[str, Any]:
-    import botocore.exceptions
-    import botocore.session
-
-    profile = options.get("profile")
-    try:
-        session = botocore.session.Session(profile=profile)
-        region = options.get("region") or os.environ.get("AWS_REGION") or session.get_config_variable("region")
-        # botocore resolves endpoints only for a client; the keys merely keep it from looking for some.
-        client = session.create_client(
-            "s3",
-            region_name=region or "us-east-1",
-            endpoint_url=options.get("endpoint_url"),
-            aws_access_key_id="unused",
-            aws_secret_access_key="unused",
-        )
-        ca_bundle = session.get_config_variable("ca_bundle")
-    except botocore.exceptions.ProfileNotFound as error:
-        raise StorageError(f"{error}: check ~/.aws/config, AWS_PROFILE and AWS_CONFIG_FILE") from None
-    except (botocore.exceptions.BotoCoreError, ValueError) as error:
-        raise StorageError(f"cannot use the AWS configuration: {type(error).__name__}; check ~/.aws/config") from None
-    endpoint = str(client.meta.endpoint_url).rstrip("/")
-    has_virtual_host = (client.meta.config.s3 or {}).get("addressing_style") == "virtual"
-    if has_virtual_host:
-        endpoint = endpoint.replace("://", f"://{bucket}.", 1)
-    settings: dict[str, Any] = {
-        "region": client.meta.region_name,
-        "virtual_hosted_style_request": has_virtual_host,
-        # Both: AWS_ENDPOINT_URL_S3 in the environment would win over `endpoint` alone.
-        "endpoint": endpoint,
-        "aws_endpoint_url_s3": endpoint,
-        "client_options": _tls_options(endpoint, ca_bundle),
-    }
-    if options.get("anonymous"):
-        settings["skip_signature"] = True
-    else:
-        settings["credential_provider"] = _credential_provider(session, profile)
-    return settings
-
-
-def _tls_options(endpoint: str, ca_bundle: str | None) -> "ClientConfig":
-    options: ClientConfig = {"allow_http": endpoint.startswith("http://")}
-    if ca_bundle:
-        try:
-            options["root_certificate"] = Path(ca_bundle).expanduser().read_bytes()
-        except OSError as error:
-            raise StorageError(f"cannot read AWS_CA_BUNDLE {ca_bundle}: {error.strerror}", error.errno) from None
-    return options
-
-
-def _credential_provider(session: Any, profile: str | None) -> Callable[[], "S3Credential"]:
-    who = f" for profile {profile}" if profile else ""
-    try:
-        credentials = session.get_credentials()
-        if credentials is not None:
-            credentials.get_frozen_credentials()
-    except Exception as error:
-        # The text may repeat what a credential process printed.
-        raise StorageError(
-            f"cannot get AWS credentials{who}: {type(error).__name__}; try `aws sts get-caller-identity`"
-        ) from None
-    if credentials is None:
-        raise StorageError(
-            f"no AWS credentials found{who}: set AWS_PROFILE, run `aws configure`, or add ?anonymous=true to the URI"
-        )
-
-    def provide() -> "S3Credential":
-        frozen = credentials.get_frozen_credentials()
-        return {
-            "access_key_id": frozen.access_key,
-            "secret_access_key": frozen.secret_key,
-            "token": frozen.token,
-            "expires_at": datetime.now(UTC) + CREDENTIAL_LIFE,
-        }
-
-    return provide
 
 
 def is_transient(error: Exception) -> bool:
@@ -190,7 +109,9 @@ def is_transient(error: Exception) -> bool:
 
     if not isinstance(error, GenericError | ConnectionError) or re.search(r"after [0-9]+ retries", str(error)):
         return False
-    status = status_of(error)
+    status, code = status_of(error), _code_of(error)
+    if status is None and code:
+        return code in PASSING_CODES
     return status is None or status >= 500 or status in (408, 409, 429)
 
 
@@ -199,23 +120,29 @@ def status_of(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
+def _code_of(error: Exception) -> str | None:
+    """S3's own word for it; deletions are refused one by one, in an answer with status 200."""
+    found = re.search(r"<Code>([A-Za-z]{1,60})</Code>|\(code: ([A-Za-z]{1,60})\)", str(error))
+    return found and (found[1] or found[2])
+
+
 def explain(error: Exception, settings: Mapping[str, Any]) -> str:
     """What went wrong and what to do, in words of ours."""
     from obstore.exceptions import InvalidPathError, PermissionDeniedError, UnauthenticatedError
 
-    text, status = str(error), status_of(error)
-    code = re.search(r"<Code>([A-Za-z]{1,60})</Code>", text)
-    answer = f"{status or ''}{' ' if status and code else ''}{code[1] if code else ''}"
+    text, status, code = str(error), status_of(error), _code_of(error)
+    answer = " ".join(str(part) for part in (status, code) if part)
     endpoint = urlsplit(str(settings.get("endpoint", ""))).netloc or "the service"
     if isinstance(error, InvalidPathError):
         return "there is a key with an empty, '.' or '..' part or a control character; rename it or name another prefix"
-    if code and code[1] == "NoSuchBucket":
+    if code == "NoSuchBucket":
         return "no such bucket"
-    if status == 301 or "redirect" in text or (code and code[1] == "AuthorizationHeaderMalformed"):
+    if status == 301 or "redirect" in text or code == "AuthorizationHeaderMalformed":
         return "the bucket is in another region: add ?region=NAME"
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+    is_refused = status in (401, 403) or code == "AccessDenied"
+    if is_refused or isinstance(error, PermissionDeniedError | UnauthenticatedError):
         return f"access denied ({answer or 'no valid credentials'}); check the profile and its permissions"
-    if status:
+    if answer:
         return f"{endpoint} answered {answer}"
     if "certificate" in text.lower():
         return f"the certificate of {endpoint} is not trusted; set AWS_CA_BUNDLE to its authority's PEM file"
