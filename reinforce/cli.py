@@ -1,12 +1,13 @@
 """The command line: arguments in, one call, an exit status out.
 
 0: all done. 1: finished with failed shards, which are listed. 2: a usage or configuration error, in one line.
-130: interrupted. `--help` imports neither torch nor ray nor Arrow.
+130: interrupted, 143: terminated. `--help` imports neither torch nor ray nor Arrow.
 """
 
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,15 @@ def build(
     limit_shards: Annotated[int | None, typer.Option(min=1, help="Only the first N shards.")] = None,
     limit_samples: Annotated[int | None, typer.Option(min=1, help="Only the first N keys of each shard.")] = None,
     retry_failed: Annotated[bool, typer.Option(help="Only the shards that failed before.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Build on a Ray cluster: auto (the one this runs on), HOST:PORT, or local (start one here). "
+            "Without ADDRESS: auto if there is one, else local.",
+        ),
+    ] = None,
+    max_workers: Annotated[int | None, typer.Option(min=1, help="With --ray: at most N workers.")] = None,
 ) -> None:
     """Run teachers and captioner over source shards once and store what they say. Run again to resume."""
     with _one_line_errors():
@@ -67,10 +77,12 @@ def build(
             limit_shards=limit_shards,
             limit_samples=limit_samples,
             retry_failed=retry_failed,
+            ray=ray,
+            max_workers=max_workers,
             console=Console(stderr=True),
         )
         print(runners.describe(summary))
-        if summary.failed:
+        if summary.failed or summary.stopped:
             raise typer.Exit(1)
 
 
@@ -220,15 +232,19 @@ def demo(
         raise typer.Exit(run_demo(output, num_images))
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end."""
+
+
 @contextmanager
 def _one_line_errors(resume: str = "run the same command again to resume") -> Iterator[None]:
     """Turns every error a user can cause into one line on stderr and an exit status."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"\nreinforce: interrupted; {resume}", file=sys.stderr, flush=True)
         # A download under way would keep the interpreter alive; nothing it does is wanted any more.
-        os._exit(130)
+        os._exit(143 if isinstance(error, Terminated) else 130)
     except OSError as error:
         print(f"reinforce: {_describe_os_error(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
@@ -248,4 +264,25 @@ def _describe_os_error(error: OSError) -> str:
 
 def main() -> None:
     """The entry point of the `reinforce` command."""
-    app()
+    terminate_as_interrupt()
+    app(args=complete_ray(sys.argv[1:]))
+
+
+def complete_ray(arguments: list[str]) -> list[str]:
+    """The arguments with `--ray` given its ADDRESS where it stands alone, which typer's options cannot."""
+    following = [*arguments[1:], "-"]
+    pairs = zip(arguments, following, strict=True)
+    return [part for argument, after in pairs for part in _with_address(argument, after)]
+
+
+def _with_address(argument: str, after: str) -> list[str]:
+    return [argument, "any"] if argument == "--ray" and after.startswith("-") else [argument]
+
+
+def terminate_as_interrupt() -> None:
+    """From now on SIGTERM, as schedulers send it before they kill, leaves everything as Ctrl-C does."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)

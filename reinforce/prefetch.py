@@ -32,20 +32,29 @@ from reinforce.views.render import render
 
 
 class StageTimes:
-    """Seconds spent by stage, added up over threads."""
+    """Seconds spent by stage, added up over threads, and the stages that are under way."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._running: Counter[str] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
+        with self._lock:
+            self._running[stage] += 1
         try:
             yield
         finally:
             with self._lock:
+                self._running[stage] -= 1
                 self.seconds[stage] += time.perf_counter() - start
+
+    def running(self) -> list[str]:
+        """The stages that at least one thread is in now."""
+        with self._lock:
+            return sorted(+self._running)
 
 
 @dataclass(frozen=True)

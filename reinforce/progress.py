@@ -5,6 +5,8 @@ import os
 import platform
 import secrets
 import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +21,7 @@ from reinforce.storage import Store
 
 _PLAIN_INTERVAL_S = 10.0
 _PART_INTERVAL_S = 60.0
+_RECENT_S = 30.0
 _STAGES = ("fetch", "decode", "render", "captioner", "teachers", "write")
 
 
@@ -31,8 +34,10 @@ class Progress:
         self.num_shards, self.num_bytes = num_shards, num_bytes
         self.done_shards = self.done_bytes = self.num_failed = 0
         self.total = ShardReport("")
-        self._current = ShardReport("")
+        self._current: list[ShardReport] = []
+        self._rows: dict[str, str] = {}
         self._start = self._last_line = time.monotonic()
+        self._recent = deque([(self._start, 0)])
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "Progress":
@@ -50,20 +55,26 @@ class Progress:
 
     def batch(self, report: ShardReport) -> None:
         """Notes the growing report of the shard at hand."""
-        self._current = report
+        self._current = [report]
         self._show()
 
     def shard(self, report: ShardReport, num_bytes: int) -> None:
         """Notes a finished shard."""
         self.total.add(report)
-        self._current = ShardReport("")
+        self._current = [other for other in self._current if other.stem != report.stem]
         self.done_shards += 1
         self.done_bytes += num_bytes
         self._show()
 
     def failed(self) -> None:
-        self._current = ShardReport("")
+        """Notes a shard given up."""
         self.num_failed += 1
+        self._show()
+
+    def cluster(self, rows: dict[str, str], reports: Iterable[ShardReport], seconds: Mapping[str, float]) -> None:
+        """Notes the state of a cluster: rows to show, the growing reports of all workers, their stage seconds."""
+        self._rows, self._current = rows, list(reports)
+        self.times.seconds = defaultdict(float, seconds)
         self._show()
 
     def line(self, text: str) -> None:
@@ -85,19 +96,31 @@ class Progress:
         return table
 
     def _figures(self) -> dict[str, str]:
-        samples = self.total.num_samples + self._current.num_samples
-        views = self.total.num_views + self._current.num_views
+        total = ShardReport("")
+        for report in (self.total, *self._current):
+            total.add(report)
+        now_s = self._rate_now(total.num_samples)
         elapsed_s = max(self.elapsed_s, 1e-9)
         eta_s = elapsed_s * (self.num_bytes - self.done_bytes) / self.done_bytes if self.done_bytes else None
         return {
             "shards": f"{self.done_shards}/{self.num_shards}"
             + (f" ({self.num_failed} failed)" * bool(self.num_failed)),
-            "samples": f"{samples:,} ({samples / elapsed_s:,.0f}/s)",
-            "views": f"{views:,} ({views / elapsed_s:,.0f}/s)",
+            "samples": f"{total.num_samples:,} ({total.num_samples / elapsed_s:,.0f}/s, now {now_s:,.0f}/s)",
+            "views": f"{total.num_views:,} ({total.num_views / elapsed_s:,.0f}/s)",
             "left": "" if eta_s is None else format_seconds(eta_s),
-            "drops": format_counts(self.total.drops + self._current.drops),
+            "drops": format_counts(total.drops),
+            **self._rows,
             "time": format_stages(self.times),
         }
+
+    def _rate_now(self, num_samples: int) -> float:
+        """Samples a second over the last half minute."""
+        now = time.monotonic()
+        self._recent.append((now, num_samples))
+        while len(self._recent) > 2 and now - self._recent[0][0] > _RECENT_S:
+            self._recent.popleft()
+        start, before = self._recent[0]
+        return max(0, num_samples - before) / max(now - start, 1e-9)
 
 
 class RunLog:

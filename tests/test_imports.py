@@ -50,6 +50,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "shards",
         "storage",
         "config",
+        "weights",
         "formatting",
     ),
     "progress": ("builder", "plan", "prefetch", "storage", "formatting"),

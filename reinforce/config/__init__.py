@@ -8,6 +8,7 @@ from reinforce.config.base import ConfigError, Precision
 from reinforce.config.build import (
     BuildConfig,
     CaptionerConfig,
+    RayConfig,
     SourceConfig,
     TeacherConfig,
     ViewPolicy,
@@ -33,6 +34,7 @@ __all__ = [
     "LossConfig",
     "OptimizerConfig",
     "Precision",
+    "RayConfig",
     "Recipe",
     "SourceConfig",
     "StudentConfig",

@@ -156,6 +156,23 @@ _FIELDS_OF_CAPTIONERS = {
 }
 
 
+class RayConfig(Strict):
+    """What one worker of a build on a Ray cluster reserves, and when it is given up."""
+
+    num_gpus: float | None = Field(None, ge=0)
+    """GPUs of a worker, or a fraction of one; default: 1 where the cluster has any and the device is not cpu, else 0."""
+    num_cpus: float | None = Field(None, gt=0)
+    """Cores of a worker. Default: a node's cores shared by its GPUs; without GPUs `threads` and `workers` together."""
+    memory: int | None = Field(None, gt=0)
+    """Bytes of main memory that Ray sets aside for a worker."""
+    accelerator_type: str | None = None
+    """Only nodes with this accelerator, by Ray's name for it: A100, H100, L4, ..."""
+    stall_timeout_s: float = Field(600, gt=0)
+    """A worker that makes no progress for so long is replaced. Longer than its slowest batch takes."""
+    start_timeout_s: float = Field(1800, gt=0)
+    """Likewise while it fetches and loads its models."""
+
+
 class BuildConfig(Strict):
     """The `build:` section of a recipe."""
 
@@ -173,3 +190,4 @@ class BuildConfig(Strict):
     """Decode and render threads; default: the cores that the models leave, at least one."""
     device: str = "auto"
     """`auto` (cuda, else cpu), `cpu`, `cuda`, `cuda:N`."""
+    ray: RayConfig = RayConfig()

@@ -8,15 +8,16 @@ from collections.abc import Collection, Sequence
 
 from rich.console import Console
 
-from reinforce.config import ConfigError, Recipe, load_recipe
-from reinforce.plan import BuildPlan, load_plan
+from reinforce.config import BuildConfig, ConfigError, Recipe, load_recipe
+from reinforce.plan import BuildOutline, BuildPlan, load_plan
 from reinforce.prefetch import missing_of
 from reinforce.runners.local import run_local
 from reinforce.runners.summary import BuildSummary
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.dataset import DATASET_FILE, read_document
 from reinforce.shards.schema import check_stem, failure_file
-from reinforce.storage import ShardRef, Store, find_shards, open_store
+from reinforce.storage import ShardRef, Store, find_shards, open_store, preflight
+from reinforce.weights import remote_folder
 
 
 def build(
@@ -30,13 +31,16 @@ def build(
     limit_shards: int | None = None,
     limit_samples: int | None = None,
     retry_failed: bool = False,
+    ray: str | None = None,
+    max_workers: int | None = None,
     console: Console | None = None,
 ) -> BuildSummary:
     """Builds, or goes on building, a reinforced dataset; the command `reinforce build` as a function.
 
-    `limit_samples` keeps the first so many keys of each shard. Raises `ConfigError`, `ModelError`, `StorageError` or
-    `DatasetMismatchError` before anything is computed; a shard that fails is listed in the summary and in
-    `failures/`, and the others go on.
+    `limit_samples` keeps the first so many keys of each shard. `ray` is the address of a cluster to build on, with at
+    most `max_workers` workers: `auto` for the one this runs on, `local` to start one, `any` for whichever there is.
+    Raises `ConfigError`, `ModelError`, `StorageError` or `DatasetMismatchError` before anything is computed; a shard
+    that fails is listed in the summary and in `failures/`, and the others go on.
 
     >>> import reinforce
     >>> summary = reinforce.build("scenes", "reinforced", "demo", limit_samples=16)
@@ -47,12 +51,27 @@ def build(
     """
     console = console or Console(stderr=True)
     config = (load_recipe(recipe, list(overrides)) if isinstance(recipe, str) else recipe).build
+    if not config.teachers and not config.captioners:
+        raise ConfigError("build.teachers: empty; a build needs at least one teacher or captioner")
     recorded = read_document(open_store(output), DATASET_FILE)
     recorded_root = recorded["source_root"] if recorded else None
     source_root, refs = _find_shards([shards] if isinstance(shards, str) else shards, root, recorded_root)
     selection = read_selection(select) if select else None
     refs = _narrow(refs, selection, limit_shards)
     store = open_store(output, create=True)
+    _check_stores(refs, store, console)
+    if ray is not None:
+        outline = BuildOutline(config, selection=selection, limit_samples=limit_samples)
+        return run_outline(
+            outline,
+            refs,
+            store,
+            source_root=source_root,
+            retry_failed=retry_failed,
+            address=ray,
+            max_workers=max_workers,
+            console=console,
+        )
     with console.status("loading models"):
         plan = load_plan(config, selection=selection, limit_samples=limit_samples)
     return run_plan(plan, refs, store, source_root=source_root, retry_failed=retry_failed, console=console)
@@ -67,7 +86,10 @@ def run_plan(
     retry_failed: bool = False,
     console: Console,
 ) -> BuildSummary:
-    """Builds what is missing of `refs` with loaded models; raises `DatasetMismatchError` if they do not fit."""
+    """Builds what is missing of `refs` in this process, with loaded models.
+
+    Raises `DatasetMismatchError` if they are not those of the dataset.
+    """
     output.sweep_temporaries()
     plan.record_dataset(output, source_root)
     plan.record_signals(output)
@@ -77,6 +99,62 @@ def run_plan(
     failed_before = {task.shard.stem for task in tasks if failure_file(task.shard.stem) in existing}
     summary = run_local(tasks, plan, output, console, failed_before=failed_before)
     return _complete(summary, len(refs))
+
+
+def run_outline(
+    outline: BuildOutline,
+    refs: Sequence[ShardRef],
+    output: Store,
+    *,
+    source_root: str,
+    retry_failed: bool = False,
+    address: str,
+    max_workers: int | None = None,
+    console: Console,
+    worker_class: type | None = None,
+) -> BuildSummary:
+    """Builds what is missing of `refs` on a Ray cluster, whose workers load the models.
+
+    Raises `DatasetMismatchError` or `ConfigError`. `worker_class` stands in for the `ShardWorker`.
+    """
+    from reinforce.runners.ray_driver import run_ray
+    from reinforce.runners.worker import Job, ShardWorker
+
+    output.sweep_temporaries()
+    outline.record_dataset(output, source_root)
+    existing = {info.path for info in output.list()}
+    refs = _retried(refs, existing) if retry_failed else refs
+    missing = [ref for ref in refs if not outline.is_complete(ref.stem, existing)]
+    summary = run_ray(
+        missing,
+        Job(outline.config, source_root, output.uri, outline.limit_samples, outline.selection),
+        output,
+        console,
+        address=address,
+        uris=[source_root, output.uri, *_model_uris(outline.config)],
+        max_workers=max_workers,
+        failed_before={ref.stem for ref in missing if failure_file(ref.stem) in existing},
+        worker_class=worker_class or ShardWorker,
+    )
+    return _complete(summary, len(refs))
+
+
+def _check_stores(refs: Sequence[ShardRef], output: Store, console: Console) -> None:
+    if not preflight(refs[0] if refs else None, output):
+        console.print(
+            f"{output.uri} ignores conditional PUTs: never run two builds of this dataset at one time",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _model_uris(config: BuildConfig) -> list[str]:
+    """Everything in stores that models are loaded from."""
+    named = [uri for teacher in config.teachers.values() for uri in (teacher.model, teacher.checkpoint)]
+    for captioner in config.captioners.values():
+        named += [captioner.model, captioner.checkpoint, captioner.path]
+    return [remote_folder(uri) or uri for uri in named if uri and "://" in uri]
 
 
 def _retried(refs: Sequence[ShardRef], existing: Collection[str]) -> list[ShardRef]:

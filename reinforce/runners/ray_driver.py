@@ -1,0 +1,310 @@
+"""A build on a Ray cluster: leases of shards to workers, and what happens when either fails.
+
+All state is in the output store and in this process; losing this process loses no more than the shards at hand.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from rich.console import Console
+
+from reinforce.builder import ShardReport
+from reinforce.config import ConfigError
+from reinforce.formatting import format_seconds
+from reinforce.prefetch import StageTimes
+from reinforce.progress import Progress
+from reinforce.runners.board import Board
+from reinforce.runners.cluster import alive_nodes, connected, needs_of
+from reinforce.runners.crew import Crew, Hand
+from reinforce.runners.failures import Failure
+from reinforce.runners.leases import Leases, Verdict
+from reinforce.runners.ledger import Ledger
+from reinforce.runners.summary import BuildSummary
+from reinforce.runners.worker import Job, Lease, ShardWorker, Status
+from reinforce.storage import ShardRef, Store, carry
+
+_WATCH_INTERVAL_S = 2.0
+_CARRY_INTERVAL_S = 60.0
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 10.0, 300.0
+_MAX_PAUSES = 12
+
+
+def run_ray(
+    refs: Sequence[ShardRef],
+    job: Job,
+    output: Store,
+    console: Console,
+    *,
+    address: str,
+    uris: Sequence[str],
+    max_workers: int | None = None,
+    failed_before: set[str] | None = None,
+    worker_class: type = ShardWorker,
+    depth: int = 2,
+) -> BuildSummary:
+    """Reinforces shards on a cluster. `uris` are all that workers reach in stores, models included.
+
+    A worker holds up to `depth` leases. Raises `ConfigError` when no worker can start.
+    """
+    progress = Progress(len(refs), sum(ref.size for ref in refs), StageTimes(), console)
+    ledger = Ledger(output, progress, num_shards=len(refs), failed_before=failed_before or set())
+    if not refs:
+        return ledger.summary(0)
+    with connected(address):
+        needs = needs_of(job.config, alive_nodes())
+        crew = Crew(worker_class, replace(job, num_prepare=needs.num_prepare), needs, max_workers=max_workers)
+        driver = _Driver(refs, crew, ledger, uris, job, depth)
+        with progress, ledger.open(job.config, worker=str(needs)):
+            try:
+                driver.run()
+            finally:
+                for hand in list(crew.hands.values()):
+                    crew.dismiss(hand)
+    return ledger.summary(driver.leases.num_open)
+
+
+class _Driver:
+    """The loop: hire, lease, settle what has ended, watch what has not."""
+
+    def __init__(
+        self, refs: Sequence[ShardRef], crew: Crew, ledger: Ledger, uris: Sequence[str], job: Job, depth: int
+    ) -> None:
+        self.leases = Leases(refs)
+        self._crew, self._ledger, self._uris, self._depth = crew, ledger, uris, depth
+        self._stall_s, self._start_s = job.config.ray.stall_timeout_s, job.config.ray.start_timeout_s
+        self._sizes = {ref.stem: ref.size for ref in refs}
+        self._pending: dict[Any, tuple[Hand, Callable[[Any], None]]] = {}
+        self._board = Board(ledger.progress, crew, self.leases)
+        self._carried = carry(uris)
+        self._carried_at = self._watched_at = 0.0
+        self._start_failures: dict[str, str] = {}
+        self._paused_until, self._num_pauses = 0.0, 0
+
+    def run(self) -> None:
+        while self.leases.num_open and not self._ledger.stopped:
+            if time.monotonic() - self._watched_at >= _WATCH_INTERVAL_S:
+                self._watch()
+            self._lease()
+            self._settle()
+        self._close()
+
+    def _lease(self) -> None:
+        """Gives every ready worker something to do, then something to fetch meanwhile."""
+        if time.monotonic() < self._paused_until:
+            return
+        ready = self._crew.ready
+        peers = [hand.place for hand in ready]
+        for depth in range(1, self._depth + 1):
+            if not self.leases.num_waiting:
+                break
+            for hand in ready:
+                if len(self.leases.held_by(hand.name)) >= depth:
+                    continue
+                ref = self.leases.take(hand.place, peers, depth=depth)
+                if ref is not None:
+                    if depth == 1:
+                        hand.progress_at = time.monotonic()
+                    self._ask(
+                        hand, hand.actor.build.remote(Lease(ref.path, ref.stem, ref.size)), self._built(hand, ref)
+                    )
+
+    def _settle(self) -> None:
+        """Waits for an answer, then takes all that have come."""
+        if not self._pending:
+            time.sleep(0.2)
+            return
+        pending = list(self._pending)
+        first, _ = ray.wait(pending, num_returns=1, timeout=0.5)
+        if not first:
+            return
+        ready, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
+        for ref in ready:
+            hand, then = self._pending.pop(ref, (None, None))
+            if hand is None or then is None or hand.name not in self._crew.hands:
+                continue  # dismissed meanwhile
+            try:
+                answer = ray.get(ref)
+            except RayActorError as error:
+                self._gone(hand, error)
+                continue
+            except RayTaskError as error:
+                answer = Failure.of(error.cause) if isinstance(error.cause, Exception) else Failure.of(error)
+            then(answer)
+
+    def _watch(self) -> None:
+        """Hires, asks everyone how it is doing, replaces who is stuck, shows the state of the run."""
+        self._watched_at = now = time.monotonic()
+        nodes = alive_nodes()
+        if now - self._carried_at >= _CARRY_INTERVAL_S:
+            self._renew(now)
+        names = {node["NodeID"] for node in nodes}
+        for hand in list(self._crew.hands.values()):
+            if hand.node and hand.node not in names:
+                self._lost_node(hand)
+            elif hand.placed_at is not None and not hand.is_asked:
+                hand.is_asked = True
+                self._ask(hand, hand.actor.status.remote(), self._answered(hand))
+            self._check_stalled(hand, now)
+        self._dismiss_idle()
+        self._check_hopeless({node["NodeID"] for node in nodes if self._crew.needs.slots(node)})
+        for hand in self._crew.hire(nodes, self.leases.blocked_nodes, self.leases.num_open, self._carried):
+            self._ask(hand, hand.actor.where.remote(), self._placed(hand))
+            self._ask(hand, hand.actor.start.remote(), self._started(hand))
+        self._board.show(nodes)
+
+    def _close(self) -> None:
+        """The last figures of all workers."""
+        refs = {hand.actor.status.remote(): hand for hand in self._crew.ready}
+        answered, _ = ray.wait(list(refs), num_returns=len(refs), timeout=2) if refs else ([], [])
+        for ref in answered:
+            with suppress(RayActorError):
+                refs[ref].status = ray.get(ref)
+        self._board.show(alive_nodes())
+
+    def _ask(self, hand: Hand, ref: Any, then: Callable[[Any], None]) -> None:
+        self._pending[ref] = (hand, then)
+
+    def _placed(self, hand: Hand) -> Callable[[str | Failure], None]:
+        def then(node: str | Failure) -> None:
+            if isinstance(node, str):
+                hand.node, hand.placed_at = node, time.monotonic()
+
+        return then
+
+    def _started(self, hand: Hand) -> Callable[[dict[str, Any] | Failure], None]:
+        def then(answer: dict[str, Any] | Failure) -> None:
+            if isinstance(answer, Failure):
+                self._start_failed(hand, answer.reason)
+                return
+            hand.ready_at = hand.progress_at = time.monotonic()
+            self._crew.has_started = True
+            self._ledger.log.event("worker", worker=hand.name, node=hand.node, **answer)
+
+        return then
+
+    def _answered(self, hand: Hand) -> Callable[[Status], None]:
+        def then(status: Status) -> None:
+            hand.is_asked = False
+            if status.progress != hand.status.progress or not self.leases.held_by(hand.name):
+                hand.progress_at = time.monotonic()
+            hand.status = status
+
+        return then
+
+    def _built(self, hand: Hand, ref: ShardRef) -> Callable[[ShardReport | Failure], None]:
+        def then(result: ShardReport | Failure) -> None:
+            hand.progress_at = time.monotonic()
+            if isinstance(result, Failure):
+                verdict = self.leases.failed(hand.place, ref.stem, result, [h.place for h in self._crew.ready])
+                self._judge(hand, ref.stem, result, verdict)
+                return
+            self.leases.done(hand.place, ref.stem)
+            self._num_pauses = 0
+            self._ledger.done(result, ref.size, worker=hand.name)
+
+        return then
+
+    def _judge(self, hand: Hand, stem: str, failure: Failure, verdict: Verdict) -> None:
+        """What follows from a failed attempt."""
+        if verdict.is_outage:
+            self._pause(failure.reason)
+            return
+        self._ledger.attempt(stem, failure, verdict.number, worker=hand.name, node=hand.node[:8])
+        if verdict.reasons is not None:
+            self._ledger.gave_up(stem, verdict.reasons)
+        if verdict.retire:
+            self._end(hand, f"retired, it failed shard after shard: {failure.reason}")
+
+    def _gone(self, hand: Hand, error: RayActorError) -> None:
+        """An actor does not answer any more."""
+        text = str(error)
+        is_node = isinstance(error, ActorUnavailableError) or error.preempted or "node has died" in text
+        if is_node and not error._actor_init_failed:
+            self._lost_node(hand)
+        elif hand.ready_at is None:
+            self._start_failed(hand, _death(text))
+        else:
+            self._died(hand, Failure("lost", f"its worker died ({_death(text)})"))
+
+    def _died(self, hand: Hand, failure: Failure) -> None:
+        peers = [other.place for other in self._crew.ready if other is not hand]
+        for stem, verdict in self.leases.died(hand.place, failure, peers).items():
+            self._judge(hand, stem, failure, replace(verdict, retire=False))
+        self._end(hand, failure.reason)
+
+    def _lost_node(self, hand: Hand) -> None:
+        self._end(hand, "its node is gone")
+
+    def _start_failed(self, hand: Hand, reason: str) -> None:
+        self.leases.losses[hand.node] += 1
+        self._start_failures[hand.node] = reason
+        self._end(hand, f"did not start: {reason}")
+        if not self._crew.has_started and len(set(self._start_failures.values())) < len(self._start_failures):
+            raise ConfigError(f"no worker starts, on {len(self._start_failures)} nodes alike: {reason}")
+
+    def _end(self, hand: Hand, why: str) -> None:
+        self.leases.vanished(hand.place)
+        self._crew.dismiss(hand)
+        self._crew.num_lost += 1
+        self._ledger.log.event("worker_lost", worker=hand.name, node=hand.node, reason=why)
+        self._ledger.progress.line(f"{hand} lost: {why}")
+
+    def _check_stalled(self, hand: Hand, now: float) -> None:
+        if hand.name not in self._crew.hands or hand.placed_at is None:
+            return
+        if hand.ready_at is None:
+            if now - hand.placed_at > self._start_s:
+                self._start_failed(hand, f"not ready after {format_seconds(self._start_s)}")
+        elif self.leases.held_by(hand.name) and now - hand.progress_at > self._stall_s:
+            stage = ", ".join(hand.status.stages) or "no stage"
+            self._died(hand, Failure("lost", f"no progress for {format_seconds(self._stall_s)} in {stage}"))
+
+    def _check_hopeless(self, usable: set[str]) -> None:
+        """Stops when every node that could hold a worker has proved to be broken."""
+        if not usable or usable - self.leases.blocked_nodes or self._crew.ready:
+            return
+        reason = next(reversed(self._start_failures.values()), "see the failures above")
+        if not self._crew.has_started:
+            raise ConfigError(f"no worker starts: {reason}")
+        self._ledger.stopped = f"every node has lost two workers by its own fault: {reason}"
+
+    def _dismiss_idle(self) -> None:
+        """Lets workers go that have nothing to do any more, but one: what fails is tried elsewhere."""
+        idle = [hand for hand in self._crew.ready if not self.leases.held_by(hand.name)]
+        if not self.leases.num_waiting:
+            for hand in idle[1:]:
+                self._crew.dismiss(hand)
+
+    def _pause(self, reason: str) -> None:
+        """Nobody reaches the store: waits, ever longer, rather than charge shards with it."""
+        if time.monotonic() < self._paused_until:
+            return
+        self._num_pauses += 1
+        if self._num_pauses > _MAX_PAUSES:
+            self._ledger.stopped = f"no worker reaches the store: {reason}"
+            return
+        pause_s = min(_LAST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._num_pauses - 1))
+        self._paused_until = time.monotonic() + pause_s
+        self._ledger.progress.line(f"no worker reaches the store; next attempt in {pause_s:.0f} s: {reason}")
+
+    def _renew(self, now: float) -> None:
+        """Hands on credentials that have been renewed here."""
+        self._carried_at = now
+        carried = carry(self._uris)
+        if carried != self._carried:
+            self._carried = carried
+            for hand in self._crew.hands.values():
+                hand.actor.renew.remote(carried)
+
+
+def _death(text: str) -> str:
+    """How an actor died, without Ray's advice."""
+    for mark in ("Worker exit detail: ", "\n\t"):
+        if mark in text:
+            text = text.rpartition(mark)[2]
+    return " ".join(text.split(". Some common")[0].split())[:200]

@@ -1,0 +1,176 @@
+"""What holds the models and builds the shards it is leased, one at a time, the next one fetched meanwhile.
+
+Plain Python: the driver makes a Ray actor of it, and may replace it in tests. Its methods run in threads of the actor,
+so that it answers `status` while it builds.
+"""
+
+import queue
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from reinforce.builder import ShardReport, reinforce_images
+from reinforce.config import BuildConfig
+from reinforce.plan import BuildPlan, load_plan
+from reinforce.prefetch import Prefetcher, ShardTask, StageTimes, missing_of
+from reinforce.runners.failures import Failure
+from reinforce.selection import Selection
+from reinforce.shards.schema import spine_file
+from reinforce.storage import Carried, ShardRef, accept, open_spool, open_store
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a run is told. No secret is in it: it may be spilled to disk."""
+
+    config: BuildConfig
+    source_root: str
+    output: str
+    limit_samples: int | None = None
+    selection: Selection | None = None
+    num_prepare: int = 1
+    """Threads that decode and render."""
+    load: Callable[..., BuildPlan] = load_plan
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One shard to build."""
+
+    path: str
+    stem: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a worker is doing. `progress` changes whenever it gets on: also while a tar arrives."""
+
+    stem: str | None = None
+    stages: tuple[str, ...] = ()
+    progress: tuple[int, ...] = ()
+    report: ShardReport = field(default_factory=lambda: ShardReport(""))
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Worker(Protocol):
+    """What the driver asks of a worker."""
+
+    def start(self) -> dict[str, Any] | Failure:
+        """Loads the models; what it runs on, or why it cannot."""
+
+    def build(self, lease: Lease) -> ShardReport | Failure:
+        """Builds one shard, after those asked for before."""
+
+    def status(self) -> Status:
+        """Answers at once."""
+
+    def renew(self, carried: Carried) -> None:
+        """Takes credentials that have been renewed."""
+
+
+class ShardWorker:
+    """A `Worker` for image shards."""
+
+    def __init__(self, job: Job, carried: Carried) -> None:
+        # Ray would wait for the shard at hand; the lease goes back to the driver at once instead.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._job, self._carried = job, carried
+        self._times = StageTimes()
+        self._queue: queue.SimpleQueue[tuple[Lease, Future[ShardReport | Failure]]] = queue.SimpleQueue()
+        self._futures: dict[str, Future[ShardReport | Failure]] = {}
+        self._stem: str | None = None
+        self._report = ShardReport("")
+        self._num_finished = 0
+        self._spool: Path | None = None
+        self._open = ExitStack()
+
+    def start(self) -> dict[str, Any] | Failure:
+        try:
+            accept(self._carried)
+            job = self._job
+            with self._times.measure("start"):
+                self._plan = job.load(job.config, selection=job.selection, limit_samples=job.limit_samples)
+                self._source, self._output = open_store(job.source_root), open_store(job.output)
+                # Another model under the same name, on this node only, would be refused here.
+                self._plan.record_signals(self._output)
+            self._spool = self._open.enter_context(open_spool())
+        except Exception as error:
+            return Failure.of(error)
+        threading.Thread(target=self._run, name="models", daemon=True).start()
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        return {"host": socket.gethostname(), "gpu": gpu}
+
+    def build(self, lease: Lease) -> ShardReport | Failure:
+        future: Future[ShardReport | Failure] = Future()
+        self._queue.put((lease, future))
+        return future.result()
+
+    def status(self) -> Status:
+        report = self._report
+        progress = (self._num_finished, report.num_samples, report.num_views, report.num_captions, self._num_spooled())
+        seconds = dict(self._times.seconds)
+        return Status(self._stem, tuple(self._times.running()), progress, report, seconds)
+
+    def renew(self, carried: Carried) -> None:
+        accept(carried)
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._job.config.threads)
+        assert self._spool is not None
+        workers, times = self._job.num_prepare, self._times
+        with Prefetcher(self._plan, self._output, spool=self._spool, workers=workers, times=times) as prefetcher:
+            for shard in prefetcher.shards(self._tasks()):
+                self._stem, self._report = shard.stem, ShardReport(shard.stem)
+                result: ShardReport | Failure
+                try:
+                    result = reinforce_images(
+                        shard, self._plan, self._output, spool=self._spool, times=times, on_batch=self._on_batch
+                    )
+                except Exception as error:
+                    result = Failure.of(error)
+                self._stem, self._report = None, ShardReport("")
+                self._num_finished += 1
+                self._futures.pop(shard.stem).set_result(result)
+
+    def _on_batch(self, report: ShardReport) -> None:
+        self._report = report
+
+    def _tasks(self) -> Iterator[ShardTask]:
+        """What is missing of each leased shard now: another driver, or a worker thought dead, may have built it."""
+        while True:
+            lease, future = self._queue.get()
+            ref = ShardRef(self._source, lease.path, lease.stem, lease.size)
+            try:
+                task = self._missing(ref)
+            except Exception as error:
+                future.set_result(Failure.of(error))
+                continue
+            if task is None:
+                future.set_result(ShardReport(lease.stem))
+                continue
+            self._futures[lease.stem] = future
+            yield task
+
+    def _missing(self, ref: ShardRef) -> ShardTask | None:
+        files = [spine_file(ref.stem), *(signal.file(ref.stem) for signal in self._plan.signals)]
+        with self._times.measure("fetch"):
+            return missing_of(ref, self._plan, {path for path in files if self._output.exists(path)})
+
+    def _num_spooled(self) -> int:
+        """Bytes in the spool: they change while a tar arrives."""
+        total = 0
+        for path in self._spool.iterdir() if self._spool else ():
+            try:
+                total += path.stat().st_size
+            except FileNotFoundError:
+                continue
+        return total

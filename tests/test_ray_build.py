@@ -1,0 +1,118 @@
+"""Builds on a real Ray cluster of several nodes on this machine."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from reinforce.config import ConfigError
+from reinforce.shards.dataset import DatasetMismatchError
+from tests.clusters import CONFIG, FailingWorker, NodeBoundWorker, RayNodes, load_fakes, ray_nodes, run_on_ray
+from tests.fakes import files_of, run
+from tests.tars import pairs, write_tar
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayNodes]:
+    with ray_nodes(1, 1) as cluster:
+        yield cluster
+
+
+def write_shards(folder: Path, stems: str | list[str], num_samples: int = 9) -> Path:
+    for index, stem in enumerate(stems):
+        write_tar(folder / f"{stem}.tar", pairs(num_samples, start=100 * index))
+    return folder
+
+
+def events(output: Path, kind: str) -> list[dict]:
+    lines = [line for path in sorted(output.glob("runs/*/*.jsonl")) for line in path.read_text().splitlines()]
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def built_here(source: Path, output: Path) -> dict[str, bytes]:
+    from reinforce.config import BuildConfig
+
+    run(load_fakes(BuildConfig.model_validate(CONFIG)), source, output)
+    return files_of(output)
+
+
+def test_the_files_are_those_of_a_local_build(cluster: RayNodes, tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "in", "abcdefgh")
+    summary = run_on_ray(source, tmp_path / "out")
+    assert summary.failed == {}
+    assert summary.done.num_samples == 72
+    assert files_of(tmp_path / "out") == built_here(source, tmp_path / "local")
+    assert {event["worker"] for event in events(tmp_path / "out", "shard")} == {"worker-1", "worker-2"}
+    again = run_on_ray(source, tmp_path / "out")
+    assert (again.num_complete_before, again.done.num_files) == (8, 0)
+
+
+def test_a_deadly_shard_is_quarantined_and_all_others_are_done(cluster: RayNodes, tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "in", ["a", "b", "c-deadly", "d", "e"])
+    summary = run_on_ray(source, tmp_path / "out")
+    assert list(summary.failed) == ["c-deadly"]
+    failure = json.loads((tmp_path / "out" / "failures" / "c-deadly.json").read_text())
+    assert len(failure["attempts"]) == 3
+    assert all("worker died" in reason for reason in failure["attempts"])
+    assert sorted(path.stem for path in (tmp_path / "out" / "samples").glob("*.parquet")) == ["a", "b", "d", "e"]
+
+
+def test_a_faulty_shard_is_tried_three_times_on_both_nodes(cluster: RayNodes, tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "in", ["a", "b", "c", "d-faulty"])
+    summary = run_on_ray(source, tmp_path / "out")
+    assert summary.failed == {"d-faulty": "RuntimeError: this shard cannot be captioned"}
+    assert len({event["node"] for event in events(tmp_path / "out", "failed")}) == 2
+    again = run_on_ray(source, tmp_path / "out", retry_failed=True)
+    assert (again.num_shards, list(again.failed)) == (1, ["d-faulty"])
+
+
+def test_bad_input_is_not_tried_again(cluster: RayNodes, tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "in", ["a", "b"])
+    (source / "c.tar").write_bytes(b"<html>")
+    summary = run_on_ray(source, tmp_path / "out")
+    assert "not a tar" in summary.failed["c"] or "truncated" in summary.failed["c"]
+    assert len(events(tmp_path / "out", "failed")) == 1
+
+
+def test_a_worker_that_makes_no_progress_is_replaced(cluster: RayNodes, tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "in", ["a", "b", "c-endless"])
+    shown = io.StringIO()
+    summary = run_on_ray(
+        source,
+        tmp_path / "out",
+        config={"ray": {"num_cpus": 1, "stall_timeout_s": 5}},
+        console=Console(file=shown, width=200),
+    )
+    assert summary.failed == {"c-endless": "no progress for 5 s in captioner"}
+    assert "shard c-endless failed (attempt 1, worker worker-" in shown.getvalue()
+    assert len(list((tmp_path / "out" / "samples").iterdir())) == 2
+
+
+def test_another_recipe_is_refused(cluster: RayNodes, tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "in", "ab")
+    run_on_ray(source, tmp_path / "out")
+    with pytest.raises(DatasetMismatchError, match=r"spine\.seed is 0 there and 7 in this recipe"):
+        run_on_ray(source, tmp_path / "out", config={"seed": 7})
+    write_shards(tmp_path / "in", "c")
+    with pytest.raises(ConfigError, match=r"no worker starts.*num_views is 3 there and 5 in this recipe"):
+        run_on_ray(source, tmp_path / "out", config={"views": {"count": 4, "hflip": 0.5}})
+
+
+@pytest.mark.parametrize("worker_class", [NodeBoundWorker, FailingWorker])
+def test_a_black_hole_node_costs_no_shard(cluster: RayNodes, tmp_path: Path, worker_class: type) -> None:
+    source = write_shards(tmp_path / "in", "abcdef")
+    broken = cluster.add(2, broken=1)
+    try:
+        summary = run_on_ray(source, tmp_path / "out", worker_class=worker_class)
+    finally:
+        cluster.remove(-1)
+    assert summary.failed == {}
+    assert len(list((tmp_path / "out" / "samples").iterdir())) == 6
+    lost = [event["node"] for event in events(tmp_path / "out", "worker_lost")]
+    assert lost == [broken] * len(lost)
+    assert 1 <= len(lost) <= 3, "two slots: after two losses the node gets no more workers"
