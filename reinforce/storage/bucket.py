@@ -12,6 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, cast
 
@@ -69,13 +70,19 @@ class Bucket:
         import obstore
 
         folder = self._key(prefix) if prefix else self._prefix
-        if recursive:
-            found = self._ask("list", prefix, lambda client: obstore.list(client, folder, chunk_size=1000).collect())
-        else:
-            found = self._ask("list", prefix, lambda client: obstore.list_with_delimiter(client, folder)["objects"])
         skip = len(self._prefix) + 1 if self._prefix else 0
-        objects = sorted((meta["path"][skip:], meta["size"]) for meta in found)
-        return (ObjectInfo(path, size) for path, size in objects if path and not is_temporary(path))
+
+        def scan(client: "ObjectStore") -> "list[ObjectInfo]":
+            # Page by page: obstore's own records of an object are several times the size of ours.
+            infos: list[ObjectInfo] = []
+            flat = [] if recursive else [obstore.list_with_delimiter(client, folder)["objects"]]
+            for page in obstore.list(client, folder, chunk_size=1000) if recursive else flat:
+                self._has_answered = True
+                named = ((meta["path"][skip:], meta["size"]) for meta in page)
+                infos += [ObjectInfo(path, size) for path, size in named if path and not is_temporary(path)]
+            return infos
+
+        return iter(sorted(self._ask("list", prefix, scan), key=attrgetter("path")))
 
     def exists(self, path: str) -> bool:
         try:
@@ -108,8 +115,7 @@ class Bucket:
         return self._ask("read", path, fetch) if length > 0 else b""
 
     def open_input(self, path: str, *, size: int | None = None) -> BinaryIO:
-        size = self.size(path) if size is None else size
-        return cast(BinaryIO, _RangeReader(self, path, size))
+        return cast(BinaryIO, _RangeReader(self, path, self.size(path) if size is None else size))
 
     def download(self, path: str, target: Path, *, size: int | None = None) -> int:
         try:
@@ -178,9 +184,8 @@ class Bucket:
     def _repeat(self, action: str, path: str, attempt: Callable[[int], T]) -> T:
         """Try until it works, it is clear that it will not, or patience ends."""
         refuse_fork()
-        patience = THEREAFTER if self._has_answered else FIRST
         started = time.monotonic()
-        for number in range(patience.max_retries + 1):
+        for number in range(THEREAFTER.max_retries + 1):
             try:
                 answer = attempt(number)
                 self._has_answered = True
@@ -191,8 +196,9 @@ class Bucket:
                 self._has_answered = True
                 raise FileNotFoundError(errno.ENOENT, "no such object", self.uri_of(path)) from None
             except Exception as error:
+                patience = THEREAFTER if self._has_answered else FIRST
                 delay = random.uniform(0.5, 1.0) * min(MAX_BACKOFF_S, 0.2 * 2**number)
-                is_over = time.monotonic() - started + delay > patience.deadline_s or number == patience.max_retries
+                is_over = time.monotonic() - started + delay > patience.deadline_s or number >= patience.max_retries
                 # A count that stays wrong is a changed object; each further try costs a whole download.
                 if is_over or not is_transient(error) or (isinstance(error, _Truncated) and number >= 2):
                     raise self._failure(action, path, error) from None

@@ -26,7 +26,7 @@ MOST_MEMBERS = 1_000_000
 """A brace pattern that expands to more is a typing error."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardRef:
     """One source shard: where it is, and its name for ever."""
 

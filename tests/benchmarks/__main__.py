@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("truth", "fidelity", "memory", "loss_memory", "step_cost", "student_reader")
+BENCHMARKS = ("truth", "fidelity", "memory", "bookkeeping", "loss_memory", "step_cost", "student_reader")
 
 if __name__ == "__main__":
     for name in BENCHMARKS:
