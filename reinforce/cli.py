@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_is_terminated = False
 
 ShardUris = Annotated[
     list[str],
@@ -56,6 +58,10 @@ def build(
         ),
     ] = None,
     max_workers: Annotated[int | None, typer.Option(min=1, help="With --ray: at most N workers.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Try a few samples, say what it would take, write nothing.")
+    ] = False,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, help="With --plan: what one worker costs.")] = None,
 ) -> None:
     """Run teachers and captioner over source shards once and store what they say. Run again to resume."""
     with _one_line_errors():
@@ -63,24 +69,29 @@ def build(
 
         # Before anything heavy is imported: a mistake in the recipe is told at once.
         parsed = load_recipe(recipe, overrides)
+        if price_per_hour is not None and not plan:
+            raise ConfigError("--price-per-hour: goes with --plan")
         from rich.console import Console
 
         from reinforce import runners
 
-        summary = runners.build(
-            # A brace pattern that the shell expanded arrives as one option value and many arguments.
-            [*shards, *(more_shards or [])],
-            output,
-            parsed,
-            root=root,
-            select=select,
-            limit_shards=limit_shards,
-            limit_samples=limit_samples,
-            retry_failed=retry_failed,
-            ray=ray,
-            max_workers=max_workers,
-            console=Console(stderr=True),
-        )
+        # A brace pattern that the shell expanded arrives as one option value and many arguments.
+        all_shards = [*shards, *(more_shards or [])]
+        options: dict[str, Any] = {
+            "root": root,
+            "select": select,
+            "limit_shards": limit_shards,
+            "limit_samples": limit_samples,
+            "retry_failed": retry_failed,
+            "ray": ray,
+            "max_workers": max_workers,
+            "console": Console(stderr=True),
+        }
+        if plan:
+            forecast = runners.plan_build(all_shards, output, parsed, price_per_hour=price_per_hour, **options)
+            print(runners.describe_forecast(forecast))
+            return
+        summary = runners.build(all_shards, output, parsed, **options)
         print(runners.describe(summary))
         if summary.failed or summary.stopped:
             raise typer.Exit(1)
@@ -232,19 +243,15 @@ def demo(
         raise typer.Exit(run_demo(output, num_images))
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end."""
-
-
 @contextmanager
 def _one_line_errors(resume: str = "run the same command again to resume") -> Iterator[None]:
     """Turns every error a user can cause into one line on stderr and an exit status."""
     try:
         yield
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         print(f"\nreinforce: interrupted; {resume}", file=sys.stderr, flush=True)
         # A download under way would keep the interpreter alive; nothing it does is wanted any more.
-        os._exit(143 if isinstance(error, Terminated) else 130)
+        os._exit(143 if _is_terminated else 130)
     except OSError as error:
         print(f"reinforce: {_describe_os_error(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
@@ -283,6 +290,9 @@ def terminate_as_interrupt() -> None:
     """From now on SIGTERM, as schedulers send it before they kill, leaves everything as Ctrl-C does."""
 
     def terminate(*_: object) -> None:
-        raise Terminated
+        # A flag, not an exception of its own: Ray's calls turn every exception of a signal into KeyboardInterrupt.
+        global _is_terminated
+        _is_terminated = True
+        raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, terminate)

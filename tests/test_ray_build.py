@@ -2,16 +2,20 @@
 
 import io
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from reinforce.config import ConfigError
+from reinforce.config import BuildConfig, ConfigError
 from reinforce.shards.dataset import DatasetMismatchError
+from reinforce.storage import open_store
 from tests.clusters import CONFIG, FailingWorker, NodeBoundWorker, RayNodes, load_fakes, ray_nodes, run_on_ray
 from tests.fakes import files_of, run
+from tests.s3_server import serve_s3
 from tests.tars import pairs, write_tar
 
 pytestmark = pytest.mark.timeout(300)
@@ -35,8 +39,6 @@ def events(output: Path, kind: str) -> list[dict]:
 
 
 def built_here(source: Path, output: Path) -> dict[str, bytes]:
-    from reinforce.config import BuildConfig
-
     run(load_fakes(BuildConfig.model_validate(CONFIG)), source, output)
     return files_of(output)
 
@@ -116,3 +118,73 @@ def test_a_black_hole_node_costs_no_shard(cluster: RayNodes, tmp_path: Path, wor
     lost = [event["node"] for event in events(tmp_path / "out", "worker_lost")]
     assert lost == [broken] * len(lost)
     assert 1 <= len(lost) <= 3, "two slots: after two losses the node gets no more workers"
+
+
+def test_s3_through_profiles_leaves_no_secret_behind(
+    cluster: RayNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = ("AKIAEXAMPLEKEYID1234", "s3cr3t/ThatMustNotBe+Seen0123456789abcdef", "FwoGZXIvYXdzEXAMPLETOKEN")
+    with serve_s3() as server:
+        use_profiles(monkeypatch, tmp_path, server.endpoint, secrets)
+        for bucket in ("ray-source", "ray-target"):
+            server.make_bucket(bucket)
+        source = write_shards(tmp_path / "in", "abcd")
+        for path in source.glob("*.tar"):
+            server.client().upload_file(str(path), "ray-source", f"shards/{path.name}")
+        server.client().put_object(Bucket="ray-source", Key="shards/bad.tar", Body=b"<html>")
+        shown = io.StringIO()
+        with watched_processes() as seen:
+            target = "s3://ray-target/dataset?profile=out"
+            summary = run_on_ray("s3://ray-source/shards?profile=in", target, console=Console(file=shown))
+        assert list(summary.failed) == ["bad"]
+        store = open_store(target)
+        objects = {info.path: store.read(info.path) for info in store.list()}
+    (source / "bad.tar").write_bytes(b"<html>")
+    expected = built_here(source, tmp_path / "local")
+    data = [name for name in expected if name.endswith(".parquet") or name.endswith("signal.json")]
+    assert {name: objects[name] for name in data} == {name: expected[name] for name in data}
+    left = [*objects.values(), shown.getvalue().encode(), *seen]
+    import ray
+
+    session = Path(ray.get_runtime_context().get_session_name())
+    logs = [path for path in (Path("/tmp/ray") / session).rglob("*") if path.is_file()]
+    assert len(logs) > 10
+    left += [path.read_bytes() for path in logs]
+    assert not [secret for secret in secrets if any(secret.encode() in data for data in left)]
+    assert any(b"s3://ray-source" in data for data in left), "the search finds what is there"
+
+
+def use_profiles(monkeypatch: pytest.MonkeyPatch, folder: Path, endpoint: str, secrets: tuple[str, ...]) -> None:
+    """Profiles `in` and `out`, known to this process only: the nodes of the cluster started without them."""
+    config, credentials = folder / "config", folder / "credentials"
+    profile = f"region = us-east-1\nendpoint_url = {endpoint}\n"
+    config.write_text("".join(f"[profile {name}]\n{profile}" for name in ("in", "out")))
+    names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+    secret = "".join(f"{name} = {value}\n" for name, value in zip(names, secrets, strict=True))
+    credentials.write_text("".join(f"[{name}]\n{secret}" for name in ("in", "out")))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+
+
+@contextmanager
+def watched_processes() -> Iterator[set[bytes]]:
+    """The arguments and the environments of all Ray processes that run meanwhile."""
+    seen: set[bytes] = set()
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.5):
+            for folder in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    arguments = (folder / "cmdline").read_bytes()
+                    if b"ray" in arguments:
+                        seen.update((arguments, (folder / "environ").read_bytes()))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield seen
+    is_over.set()
+    thread.join()
+    assert any(b"ray::FakeWorker" in arguments for arguments in seen)

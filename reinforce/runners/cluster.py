@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -44,9 +44,8 @@ class Needs:
             needed[f"accelerator_type:{self.accelerator_type}"] = 0.001
         return {name: amount for name, amount in needed.items() if amount > 0}
 
-    def slots(self, node: dict[str, Any]) -> int:
-        """How many workers a node holds."""
-        has: dict[str, float] = node["Resources"]
+    def slots(self, has: Mapping[str, float]) -> int:
+        """How many workers find room in so much of each resource."""
         return min(math.floor(has.get(name, 0) / amount + 1e-6) for name, amount in self.resources().items())
 
     def __str__(self) -> str:
@@ -95,10 +94,12 @@ def needs_of(config: BuildConfig, nodes: Collection[dict[str, Any]]) -> Needs:
 
 
 def alive_nodes() -> list[dict[str, Any]]:
-    """The nodes of the cluster, as `ray.nodes()` has them."""
+    """The nodes of the cluster as `ray.nodes()` has them, with what of their resources is free as `Available`."""
     import ray
+    from ray._private.state import available_resources_per_node
 
-    return [node for node in ray.nodes() if node["Alive"]]
+    available = available_resources_per_node()
+    return [node | {"Available": available.get(node["NodeID"], {})} for node in ray.nodes() if node["Alive"]]
 
 
 def _cores_of_worker(config: BuildConfig, num_gpus: float, nodes: Collection[dict[str, Any]]) -> float:

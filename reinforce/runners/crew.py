@@ -4,6 +4,7 @@ An actor is bound to its node, so that a broken node can be left out and a death
 started, only two are tried: it fetches the weights and writes `signal.json`, and a wrong recipe costs little.
 """
 
+import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -14,12 +15,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reinforce.runners.cluster import Needs
 from reinforce.runners.leases import Place
+from reinforce.runners.metrics import Metrics
 from reinforce.runners.worker import Job, Status
 from reinforce.storage import Carried
 
 _MAX_PILOTS = 2
 _MAX_SCOUTS = 16
 """Actors without a node that wait at one time: they are what an autoscaler sees."""
+
+_LAG_S, _MOVE_AFTER_S = 3.0, 60.0
+"""How long a node's free resources may be out of date; how long a worker waits for one node while another is free."""
 
 _CONCURRENCY = 8
 """Threads of an actor: two leases, a status, a renewal, and some to spare."""
@@ -32,6 +37,7 @@ class Hand:
     name: str
     actor: Any
     node: str = ""
+    asked_at: float = field(default_factory=time.monotonic)
     placed_at: float | None = None
     ready_at: float | None = None
     progress_at: float = 0.0
@@ -68,35 +74,48 @@ class Crew:
     def hire(
         self, nodes: Collection[dict[str, Any]], blocked: Collection[str], num_open: int, carried: Carried
     ) -> list[Hand]:
-        """New workers where there is room for them, as many as there are open shards."""
-        slots = {node["NodeID"]: self.needs.slots(node) for node in nodes if node["NodeID"] not in blocked}
+        """New workers where there is room for them, as many as there are open shards.
+
+        One that waits on a node which others use is asked for only if nobody can start now: an autoscaler sees it.
+        """
+        usable = [node for node in nodes if node["NodeID"] not in blocked]
+        slots = {node["NodeID"]: self.needs.slots(node["Resources"]) for node in usable}
+        free = {node["NodeID"]: self.needs.slots(node["Available"]) for node in usable}
+        now = time.monotonic()
+        for hand in list(self.hands.values()):
+            if now - hand.asked_at < _LAG_S and hand.node in free:
+                free[hand.node] -= 1
+            elif hand.placed_at is None and now - hand.asked_at > _MOVE_AFTER_S and max(free.values(), default=0) > 0:
+                self.dismiss(hand)
         wanted = min(num_open, self._max_workers or num_open)
-        have = Counter(hand.node for hand in self.hands.values())
         hired = []
         while len(self.hands) < (wanted if self.has_started else min(wanted, _MAX_PILOTS)):
-            room = {node: count - have[node] for node, count in slots.items() if count > have[node]}
-            if not self.has_started:
-                room = {node: count for node, count in room.items() if not have[node]}
-            if not room:
+            node = self._choose(slots, free)
+            if node is None:
                 break
-            node = min(room, key=lambda name: (have[name], name))
-            have[node] += 1
+            free[node] -= 1
             hired.append(self._hire(carried, node))
         # More than the cluster holds is asked for only by --max-workers, or when it holds none: it may grow.
         is_short = sum(slots.values()) < wanted and (self._max_workers is not None or not any(slots.values()))
         if is_short and (self.has_started or not self.hands):
-            num_scouts = min(wanted - len(self.hands), _MAX_SCOUTS - have[""])
-            hired += [self._hire(carried, None, blocked) for _ in range(num_scouts if self.has_started else 1)]
+            num_waiting = sum(not hand.node for hand in self.hands.values())
+            num_scouts = min(wanted - len(self.hands), _MAX_SCOUTS - num_waiting) if self.has_started else 1
+            hired += [self._hire(carried, None, blocked) for _ in range(num_scouts)]
         return hired
+
+    def _choose(self, slots: dict[str, int], free: dict[str, int]) -> str | None:
+        """The node for the next worker: the one with the fewest that has room, and with free room if any has."""
+        have = Counter(hand.node for hand in self.hands.values())
+        room = [node for node, count in slots.items() if count > have[node] and (self.has_started or not have[node])]
+        at_once = [node for node in room if free[node] > 0]
+        is_waiting = any(hand.placed_at is None for hand in self.hands.values())
+        candidates = at_once or ([] if is_waiting else room)
+        return min(candidates, key=lambda node: (have[node], node), default=None)
 
     def dismiss(self, hand: Hand) -> None:
         """Ends a worker, whatever it is doing."""
         self.hands.pop(hand.name, None)
         ray.kill(hand.actor)
-
-    def is_without_room(self) -> bool:
-        """Whether nobody works, and nobody has a place to start at."""
-        return all(hand.placed_at is None for hand in self.hands.values())
 
     def _hire(self, carried: Carried, node: str | None, blocked: Collection[str] = ()) -> Hand:
         self._num_hired += 1
@@ -113,10 +132,16 @@ class Crew:
 
 def _actor_class(worker_class: type) -> type:
     class Actor(worker_class):  # type: ignore[misc]
-        """A worker that knows its node."""
+        """A worker that knows its node, and tells Ray's metrics what it does."""
 
         def where(self) -> str:
             return str(ray.get_runtime_context().get_node_id())
 
-    Actor.__name__ = worker_class.__name__
+        def status(self) -> Status:
+            status: Status = super().status()
+            self._metrics = getattr(self, "_metrics", None) or Metrics()
+            self._metrics.update(status)
+            return status
+
+    Actor.__name__ = Actor.__qualname__ = worker_class.__name__  # as Ray shows it
     return Actor

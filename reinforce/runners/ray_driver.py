@@ -151,7 +151,7 @@ class _Driver:
                 self._ask(hand, hand.actor.status.remote(), self._answered(hand))
             self._check_stalled(hand, now)
         self._dismiss_idle()
-        self._check_hopeless({node["NodeID"] for node in nodes if self._crew.needs.slots(node)})
+        self._check_hopeless({node["NodeID"] for node in nodes if self._crew.needs.slots(node["Resources"])})
         for hand in self._crew.hire(nodes, self.leases.blocked_nodes, self.leases.num_open, self._carried):
             self._ask(hand, hand.actor.where.remote(), self._placed(hand))
             self._ask(hand, hand.actor.start.remote(), self._started(hand))

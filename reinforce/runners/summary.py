@@ -35,6 +35,9 @@ def describe(summary: BuildSummary) -> str:
     for name, counts in (("dropped", done.drops), ("null", done.nulls), ("left out", done.counts)):
         if +counts:
             lines.append(f"{name}: {format_counts(counts)}")
+    if done.micro_batches:
+        sizes = ", ".join(f"{name} {size}" for name, size in sorted(done.micro_batches.items()))
+        lines.append(f"micro-batch made smaller to fit the device: {sizes}")
     lines += [f"failed: {stem}: {reason}" for stem, reason in sorted(summary.failed.items())]
     if summary.stopped:
         lines.append(f"stopped: {summary.stopped}")

@@ -58,6 +58,10 @@ class Status:
     stages: tuple[str, ...] = ()
     progress: tuple[int, ...] = ()
     report: ShardReport = field(default_factory=lambda: ShardReport(""))
+    """Of the shard at hand."""
+    num_shards: int = 0
+    totals: ShardReport = field(default_factory=lambda: ShardReport(""))
+    """Of all shards this worker has built."""
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -89,7 +93,8 @@ class ShardWorker:
         self._futures: dict[str, Future[ShardReport | Failure]] = {}
         self._stem: str | None = None
         self._report = ShardReport("")
-        self._num_finished = 0
+        self._num_finished = self._num_built = 0
+        self._totals = ShardReport("")
         self._spool: Path | None = None
         self._open = ExitStack()
 
@@ -118,7 +123,8 @@ class ShardWorker:
         report = self._report
         progress = (self._num_finished, report.num_samples, report.num_views, report.num_captions, self._num_spooled())
         seconds = dict(self._times.seconds)
-        return Status(self._stem, tuple(self._times.running()), progress, report, seconds)
+        stages = tuple(self._times.running())
+        return Status(self._stem, stages, progress, report, self._num_built, self._totals, seconds)
 
     def renew(self, carried: Carried) -> None:
         accept(carried)
@@ -135,6 +141,8 @@ class ShardWorker:
                     result = reinforce_images(
                         shard, self._plan, self._output, spool=self._spool, times=times, on_batch=self._on_batch
                     )
+                    self._totals.add(result)
+                    self._num_built += 1
                 except Exception as error:
                     result = Failure.of(error)
                 self._stem, self._report = None, ShardReport("")
