@@ -29,6 +29,8 @@ from tests.tars import pairs, write_tar
 EVENTS = ("kill_worker", "remove_node", "add_node", "kill_driver", "storm")
 STORM: tuple[Fault, ...] = ("error", "unavailable", "slow", "truncate", "reset", "error_after", "reset_after")
 NUM_SAMPLES = 12
+PATIENCE = 60
+"""Half seconds without a worker before the next event comes all the same."""
 URIS = ("s3://source/shards", "s3://output/dataset")
 
 
@@ -72,6 +74,7 @@ class _Chaos:
     log: Path
     driver: subprocess.Popen[bytes] | None = None
     num_drivers: int = 0
+    num_idle: int = 0
     events: Counter[str] = field(default_factory=Counter)
 
     def keep_driving(self) -> bool:
@@ -157,8 +160,12 @@ def run_chaos(folder: Path, *, seed: int, num_events: int, num_shards: int, paus
                 is_over = chaos.keep_driving()
                 if chaos.events.total() < num_events:
                     assert not is_over, f"the build ended after {chaos.events.total()} events: give it more shards"
-                    time.sleep(generator.uniform(0.5, 5))
-                    chaos.play()
+                    if not _workers() and chaos.num_idle < PATIENCE:
+                        chaos.num_idle += 1  # nothing to disturb yet
+                    else:
+                        chaos.num_idle = 0
+                        time.sleep(generator.uniform(0.5, 5))
+                        chaos.play()
                 time.sleep(0.5)
         finally:
             if chaos.driver is not None:

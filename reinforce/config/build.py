@@ -160,7 +160,7 @@ class RayConfig(Strict):
     """What one worker of a build on a Ray cluster reserves, and when it is given up."""
 
     num_gpus: float | None = Field(None, ge=0)
-    """GPUs of a worker, or a fraction of one; default: 1 where the cluster has any and the device is not cpu, else 0."""
+    """GPUs of a worker, or a fraction of one. Default: 1 where the cluster has any and the device is not cpu."""
     num_cpus: float | None = Field(None, gt=0)
     """Cores of a worker. Default: a node's cores shared by its GPUs; without GPUs `threads` and `workers` together."""
     memory: int | None = Field(None, gt=0)
