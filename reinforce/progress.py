@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from reinforce.builder import ShardReport
 from reinforce.formatting import format_counts, format_seconds
 from reinforce.plan import software
 from reinforce.prefetch import StageTimes
-from reinforce.storage import Store
+from reinforce.storage import StorageError, Store
 
 _PLAIN_INTERVAL_S = 10.0
 _PART_INTERVAL_S = 60.0
@@ -134,10 +135,12 @@ class RunLog:
         self._last_part = time.monotonic()
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Notes what happened; published within a minute and at `flush`."""
+        """Notes what happened; published within a minute and at `flush`, later if the store does not answer."""
         self._events.append({"event": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **fields})
         if time.monotonic() - self._last_part >= _PART_INTERVAL_S:
-            self.flush()
+            self._last_part = time.monotonic()
+            with suppress(StorageError):
+                self.flush()
 
     def flush(self) -> None:
         """Publishes what has been noted since the last part."""

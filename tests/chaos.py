@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from reinforce.config import BuildConfig
 from reinforce.shards.dataset import open_dataset
 from reinforce.storage import open_store
-from tests.clusters import CONFIG, RayNodes, load_fakes
+from tests.clusters import CONFIG, RayNodes, environ, load_fakes, ray_nodes
 from tests.fakes import files_of, run
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, Fault, FaultyProxy, serve_s3
 from tests.tars import pairs, write_tar
@@ -88,8 +88,13 @@ class _Chaos:
                 self.driver = subprocess.Popen(command, stdout=log, stderr=log)
         return False
 
-    def play(self) -> None:
-        """One event."""
+    def disturb(self) -> None:
+        """One event, when there is something to disturb."""
+        if not _workers() and self.num_idle < PATIENCE:
+            self.num_idle += 1
+            return
+        self.num_idle = 0
+        time.sleep(self.generator.uniform(0.5, 5))
         possible = [event for event in EVENTS if self._can(event)]
         if not possible:
             return
@@ -143,34 +148,28 @@ def check(outcome: Outcome, folder: Path, num_shards: int) -> None:
 def run_chaos(folder: Path, *, seed: int, num_events: int, num_shards: int, pause_s: float) -> Outcome:
     """Builds `num_shards` while `num_events` things go wrong, then lets it end in peace."""
     generator = random.Random(seed)
-    with serve_s3() as server, StormyProxy(server.endpoint, generator=random.Random(seed + 1)) as proxy:
-        os.environ |= environment(proxy.endpoint, pause_s)  # for the nodes and the drivers that start from here
+    with ExitStack() as stack:
+        server = stack.enter_context(serve_s3())
+        proxy = stack.enter_context(StormyProxy(server.endpoint, generator=random.Random(seed + 1)))
+        stack.enter_context(environ(environment(proxy.endpoint, pause_s)))
         source = write_source(folder, num_shards)
         for bucket in ("source", "output"):
             server.make_bucket(bucket)
         for path in sorted(source.glob("*.tar")):
             server.client().upload_file(str(path), "source", f"shards/{path.name}")
-        cluster = RayNodes()
+        cluster = stack.enter_context(ray_nodes(1, 1, connect=False))
         chaos = _Chaos(cluster, proxy, generator, folder / "driver.log")
         try:
-            for _ in range(2):
-                cluster.add(1)
             is_over = False
             while not is_over:
                 is_over = chaos.keep_driving()
                 if chaos.events.total() < num_events:
                     assert not is_over, f"the build ended after {chaos.events.total()} events: give it more shards"
-                    if not _workers() and chaos.num_idle < PATIENCE:
-                        chaos.num_idle += 1  # nothing to disturb yet
-                    else:
-                        chaos.num_idle = 0
-                        time.sleep(generator.uniform(0.5, 5))
-                        chaos.play()
+                    chaos.disturb()
                 time.sleep(0.5)
         finally:
             if chaos.driver is not None:
                 chaos.driver.kill()
-            cluster.close()
         return _outcome(chaos, server.client())
 
 

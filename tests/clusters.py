@@ -66,19 +66,33 @@ class RayNodes:
 
 
 @contextmanager
-def ray_nodes(*cpus: int) -> Iterator[RayNodes]:
-    """A cluster whose nodes have so many cores, connected to from this process."""
+def ray_nodes(*cpus: int, connect: bool = True) -> Iterator[RayNodes]:
+    """A cluster whose nodes have so many cores, and this process connected to it."""
     import ray
 
     cluster = RayNodes()
     try:
         for count in cpus:
             cluster.add(count)
-        ray.init(address=cluster.address, _node_ip_address="127.0.0.1", log_to_driver=False, logging_level="error")
+        if connect:
+            ray.init(address=cluster.address, _node_ip_address="127.0.0.1", log_to_driver=False, logging_level="error")
         yield cluster
     finally:
-        ray.shutdown()
+        if connect:
+            ray.shutdown()
         cluster.close()
+
+
+@contextmanager
+def environ(values: dict[str, str]) -> Iterator[None]:
+    """These environment variables, for processes that start meanwhile too."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 CONFIG = {

@@ -13,6 +13,7 @@ from rich.console import Console
 from reinforce.config import BuildConfig, ConfigError
 from reinforce.shards.dataset import DatasetMismatchError
 from reinforce.storage import open_store
+from tests.benchmarks.ray_s3 import build_both, different
 from tests.clusters import CONFIG, FailingWorker, NodeBoundWorker, RayNodes, load_fakes, ray_nodes, run_on_ray
 from tests.fakes import files_of, run
 from tests.s3_server import serve_s3
@@ -188,3 +189,11 @@ def watched_processes() -> Iterator[set[bytes]]:
     is_over.set()
     thread.join()
     assert any(b"ray::FakeWorker" in arguments for arguments in seen)
+
+
+def test_real_teachers_on_a_cluster_from_s3_write_the_bytes_of_a_local_build(shared: Path, tmp_path: Path) -> None:
+    shards = sorted((shared / "data" / "cifar10" / "test").glob("*.tar"))
+    there, here, printed = build_both(shards, tmp_path, "--limit-samples", "40")
+    assert "2 of 2 shards complete" in printed
+    assert different(there, here) == []
+    assert len(there) == 1 + 4 + 2 * 5

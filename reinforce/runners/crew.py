@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reinforce.runners.cluster import Needs
@@ -128,6 +129,16 @@ class Crew:
         hand = Hand(f"worker-{self._num_hired}", actor, node or "")
         self.hands[hand.name] = hand
         return hand
+
+
+def how_it_died(error: RayActorError) -> tuple[bool, str]:
+    """Whether it died with its node, and what Ray knows of it, without Ray's advice."""
+    text = str(error)
+    is_nodes = isinstance(error, ActorUnavailableError) or error.preempted or "node has died" in text
+    for mark in ("Worker exit detail: ", "\n\t"):
+        if mark in text:
+            text = text.rpartition(mark)[2]
+    return is_nodes and not error._actor_init_failed, " ".join(text.split(". Some common")[0].split())[:200]
 
 
 def _actor_class(worker_class: type) -> type:

@@ -21,6 +21,9 @@ MAX_ATTEMPTS = 3
 MAX_ALIKE_SHARE, MAX_ALIKE = 0.05, 10
 """A run stops when more than this share of its shards, and more than so many, failed with one error."""
 
+FIRST_PAUSE_S, LONGEST_PAUSE_S, MAX_PAUSES = 10.0, 300.0, 12
+"""How long a run waits for a store that no worker reaches, and how often before it gives up: 40 minutes in all."""
+
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -47,7 +50,8 @@ class Failure:
 def reason_of(error: BaseException) -> str:
     """One line for people: our own errors speak for themselves, others say what they are."""
     text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, ShardError) else f"{type(error).__name__}: {text}"
+    is_ours = isinstance(error, ValueError) and type(error).__module__.startswith("reinforce.")
+    return text if is_ours else f"{type(error).__name__}: {text}"
 
 
 def record_failure(output: Store, stem: str, attempts: list[str], run: str) -> None:
@@ -71,3 +75,30 @@ class AlikeFailures:
         if count <= max(MAX_ALIKE, MAX_ALIKE_SHARE * self._num_shards):
             return None
         return f"{count} of {self._num_shards} shards failed alike, the last one with: {reason}"
+
+
+class Outage:
+    """Waits for a store that no worker reaches, ever longer, rather than charge shards with it."""
+
+    def __init__(self) -> None:
+        self._num_pauses = 0
+        self._until_s = 0.0
+
+    def is_on(self, now_s: float) -> bool:
+        """Whether nothing should be asked of the store now."""
+        return now_s < self._until_s
+
+    def begin(self, now_s: float) -> float | None:
+        """The seconds to wait, 0 while it waits already; None when it has waited often enough."""
+        if self.is_on(now_s):
+            return 0.0
+        self._num_pauses += 1
+        if self._num_pauses > MAX_PAUSES:
+            return None
+        pause_s: float = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._num_pauses - 1))
+        self._until_s = now_s + pause_s
+        return pause_s
+
+    def end(self) -> None:
+        """Something got done: the store answers."""
+        self._num_pauses = 0

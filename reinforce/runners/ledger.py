@@ -10,7 +10,7 @@ from reinforce.progress import Progress, RunLog, hardware
 from reinforce.runners.failures import AlikeFailures, Failure, record_failure
 from reinforce.runners.summary import BuildSummary
 from reinforce.shards.schema import failure_file
-from reinforce.storage import Store
+from reinforce.storage import StorageError, Store
 
 
 class Ledger:
@@ -40,14 +40,16 @@ class Ledger:
             with suppress(OSError):  # what ended the run is the news, not that its log has no room either
                 self._close()
             raise
-        self._close()
+        with self._told():
+            self._close()
 
     def done(self, report: ShardReport, num_bytes: int, **where: Any) -> None:
         """A shard is complete."""
         self.progress.shard(report, num_bytes)
         self.log.event("shard", **report.to_json(), **where)
         if report.stem in self._failed_before:
-            self._output.delete(failure_file(report.stem))
+            with self._told():
+                self._output.delete(failure_file(report.stem))
 
     def attempt(self, stem: str, failure: Failure, number: int, **where: Any) -> None:
         """An attempt at a shard failed."""
@@ -59,8 +61,17 @@ class Ledger:
         """A shard will not be tried again in this run."""
         self.progress.failed()
         self.failed[stem] = list(reasons)
-        record_failure(self._output, stem, self.failed[stem], self.log.run)
+        with self._told():
+            record_failure(self._output, stem, self.failed[stem], self.log.run)
         self.stopped = self.stopped or self._alike.add(stem, reasons[-1])
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What is written for people only: that it could not be is told, and ends no run."""
+        try:
+            yield
+        except StorageError as error:
+            self.progress.line(str(error))
 
     def summary(self, num_left: int) -> BuildSummary:
         reasons = {stem: attempts[-1] for stem, attempts in self.failed.items()}

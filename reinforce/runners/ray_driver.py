@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RaySystemError, RayTaskError, RpcError
 from rich.console import Console
 
 from reinforce.builder import ShardReport
@@ -20,18 +20,16 @@ from reinforce.prefetch import StageTimes
 from reinforce.progress import Progress
 from reinforce.runners.board import Board
 from reinforce.runners.cluster import alive_nodes, connected, needs_of
-from reinforce.runners.crew import Crew, Hand
-from reinforce.runners.failures import Failure
+from reinforce.runners.crew import Crew, Hand, how_it_died
+from reinforce.runners.failures import Failure, Outage, reason_of
 from reinforce.runners.leases import Leases, Verdict
 from reinforce.runners.ledger import Ledger
 from reinforce.runners.summary import BuildSummary
 from reinforce.runners.worker import Job, Lease, ShardWorker, Status
-from reinforce.storage import ShardRef, Store, carry
+from reinforce.storage import ShardRef, StorageError, Store, carry
 
 _WATCH_INTERVAL_S = 2.0
 _CARRY_INTERVAL_S = 60.0
-_FIRST_PAUSE_S, _LAST_PAUSE_S = 10.0, 300.0
-_MAX_PAUSES = 12
 
 
 def run_ray(
@@ -62,6 +60,8 @@ def run_ray(
         with progress, ledger.open(job.config, worker=str(needs)):
             try:
                 driver.run()
+            except (RaySystemError, RpcError) as error:
+                raise ConfigError(f"the cluster is gone ({reason_of(error)}); start again to go on") from None
             finally:
                 for hand in list(crew.hands.values()):
                     crew.dismiss(hand)
@@ -83,7 +83,7 @@ class _Driver:
         self._carried = carry(uris)
         self._carried_at = self._watched_at = 0.0
         self._start_failures: dict[str, str] = {}
-        self._paused_until, self._num_pauses = 0.0, 0
+        self._outage = Outage()
 
     def run(self) -> None:
         while self.leases.num_open and not self._ledger.stopped:
@@ -95,7 +95,7 @@ class _Driver:
 
     def _lease(self) -> None:
         """Gives every ready worker something to do, then something to fetch meanwhile."""
-        if time.monotonic() < self._paused_until:
+        if self._outage.is_on(time.monotonic()):
             return
         ready = self._crew.ready
         peers = [hand.place for hand in ready]
@@ -145,7 +145,7 @@ class _Driver:
         names = {node["NodeID"] for node in nodes}
         for hand in list(self._crew.hands.values()):
             if hand.node and hand.node not in names:
-                self._lost_node(hand)
+                self._end(hand, "its node is gone")
             elif hand.placed_at is not None and not hand.is_asked:
                 hand.is_asked = True
                 self._ask(hand, hand.actor.status.remote(), self._answered(hand))
@@ -187,9 +187,11 @@ class _Driver:
 
         return then
 
-    def _answered(self, hand: Hand) -> Callable[[Status], None]:
-        def then(status: Status) -> None:
+    def _answered(self, hand: Hand) -> Callable[[Status | Failure], None]:
+        def then(status: Status | Failure) -> None:
             hand.is_asked = False
+            if isinstance(status, Failure):
+                return
             if status.progress != hand.status.progress or not self.leases.held_by(hand.name):
                 hand.progress_at = time.monotonic()
             hand.status = status
@@ -204,7 +206,7 @@ class _Driver:
                 self._judge(hand, ref.stem, result, verdict)
                 return
             self.leases.done(hand.place, ref.stem)
-            self._num_pauses = 0
+            self._outage.end()
             self._ledger.done(result, ref.size, worker=hand.name)
 
         return then
@@ -222,14 +224,13 @@ class _Driver:
 
     def _gone(self, hand: Hand, error: RayActorError) -> None:
         """An actor does not answer any more."""
-        text = str(error)
-        is_node = isinstance(error, ActorUnavailableError) or error.preempted or "node has died" in text
-        if is_node and not error._actor_init_failed:
-            self._lost_node(hand)
+        is_nodes, reason = how_it_died(error)
+        if is_nodes:
+            self._end(hand, "its node is gone")
         elif hand.ready_at is None:
-            self._start_failed(hand, _death(text))
+            self._start_failed(hand, reason)
         else:
-            self._died(hand, Failure("lost", f"its worker died ({_death(text)})"))
+            self._died(hand, Failure("lost", f"its worker died ({reason})"))
 
     def _died(self, hand: Hand, failure: Failure) -> None:
         peers = [other.place for other in self._crew.ready if other is not hand]
@@ -237,12 +238,10 @@ class _Driver:
             self._judge(hand, stem, failure, replace(verdict, retire=False))
         self._end(hand, failure.reason)
 
-    def _lost_node(self, hand: Hand) -> None:
-        self._end(hand, "its node is gone")
-
     def _start_failed(self, hand: Hand, reason: str) -> None:
-        self.leases.losses[hand.node] += 1
-        self._start_failures[hand.node] = reason
+        if hand.node:
+            self.leases.losses[hand.node] += 1
+            self._start_failures[hand.node] = reason
         self._end(hand, f"did not start: {reason}")
         if not self._crew.has_started and len(set(self._start_failures.values())) < len(self._start_failures):
             raise ConfigError(f"no worker starts, on {len(self._start_failures)} nodes alike: {reason}")
@@ -281,30 +280,21 @@ class _Driver:
                 self._crew.dismiss(hand)
 
     def _pause(self, reason: str) -> None:
-        """Nobody reaches the store: waits, ever longer, rather than charge shards with it."""
-        if time.monotonic() < self._paused_until:
-            return
-        self._num_pauses += 1
-        if self._num_pauses > _MAX_PAUSES:
+        pause_s = self._outage.begin(time.monotonic())
+        if pause_s is None:
             self._ledger.stopped = f"no worker reaches the store: {reason}"
-            return
-        pause_s = min(_LAST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._num_pauses - 1))
-        self._paused_until = time.monotonic() + pause_s
-        self._ledger.progress.line(f"no worker reaches the store; next attempt in {pause_s:.0f} s: {reason}")
+        elif pause_s:
+            self._ledger.progress.line(f"no worker reaches the store; next attempt in {pause_s:.0f} s: {reason}")
 
     def _renew(self, now: float) -> None:
         """Hands on credentials that have been renewed here."""
         self._carried_at = now
-        carried = carry(self._uris)
+        try:
+            carried = carry(self._uris)
+        except StorageError as error:
+            self._ledger.progress.line(f"credentials not renewed: {error}")
+            return
         if carried != self._carried:
             self._carried = carried
             for hand in self._crew.hands.values():
                 hand.actor.renew.remote(carried)
-
-
-def _death(text: str) -> str:
-    """How an actor died, without Ray's advice."""
-    for mark in ("Worker exit detail: ", "\n\t"):
-        if mark in text:
-            text = text.rpartition(mark)[2]
-    return " ".join(text.split(". Some common")[0].split())[:200]
