@@ -23,9 +23,6 @@ from reinforce.runners.worker import Job, Lease, ShardWorker
 from reinforce.storage import Carried, find_shards, open_store
 from tests.fakes import fake_plan
 
-# Before ray is imported: on 127.0.0.1 it would take the cluster for a Windows one and wait for ever.
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-
 OBJECT_STORE = 80 * 1024**2
 
 

@@ -1,5 +1,6 @@
 """The command as a person runs it: exit status, one line for every error of theirs, no traceback."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -14,8 +15,9 @@ import yaml
 from typer.testing import CliRunner, Result
 
 import reinforce
-from reinforce.cli import app
+from reinforce.cli import app, complete_ray
 from tests import models
+from tests.fakes import files_of
 from tests.tars import pairs, write_tar
 
 
@@ -84,6 +86,9 @@ def test_braces_the_shell_expanded(workspace: Path, tmp_path: Path) -> None:
         (["--set", "build.teachers.A-1={model: x}"], ["build.teachers.A-1", "must be of a-z, 0-9 and _ only"]),
         (["--select", "none.parquet"], ["--select none.parquet: no such file"]),
         (["--output", "recipe.yaml/out"], ["recipe.yaml"]),
+        (["--ray", "127.0.0.1:1"], ["--ray 127.0.0.1:1: no cluster answers"]),
+        (["--ray", "ray://host:10001"], ["ray job submit"]),
+        (["--max-workers", "2"], ["--max-workers: goes with --ray or --plan"]),
     ],
 )
 def test_what_a_user_can_get_wrong(workspace: Path, tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
@@ -134,22 +139,44 @@ def test_a_full_disk(workspace: Path, small_disk: Path) -> None:
         pq.read_table(path)
 
 
-def test_ctrl_c_then_the_same_command(workspace: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("asked", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("cluster", [[], ["--ray", "local"]], ids=["here", "ray"])
+def test_ctrl_c_then_the_same_command(
+    workspace: Path, tmp_path: Path, cluster: list[str], asked: signal.Signals, status: int
+) -> None:
     for stem in "abcdefgh":
         write_tar(tmp_path / "in" / f"{stem}.tar", pairs(40))
     options = ["--shards", str(tmp_path / "in"), "--recipe", "recipe.yaml", "--output", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "reinforce", "build", *options]
+    command = [sys.executable, "-m", "reinforce", "build", *options, *cluster]
     with subprocess.Popen(command, cwd=workspace, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 100
         while not list((tmp_path / "out").glob("samples/*.parquet")) and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(asked)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status, errors
     assert errors.strip().splitlines()[-1] == "reinforce: interrupted; run the same command again to resume"
     assert "Traceback" not in errors
     result = reinforce_command(workspace, "build", *options)
     assert "8 of 8 shards complete" in result.stdout, result.stderr
+
+
+def test_a_cluster_of_ones_own(workspace: Path, tmp_path: Path) -> None:
+    options = ["--shards", "in", "--recipe", "recipe.yaml", "--output"]
+    command = [sys.executable, "-m", "reinforce", "build", *options, str(tmp_path / "ray"), "--ray", "local"]
+    # As a user has it: without what the tests need for clusters of several nodes.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.stdout.splitlines()[0] == "2 of 2 shards complete (0 were before this run)", done.stderr
+    assert "Traceback" not in done.stderr
+    reinforce_command(workspace, "build", *options, str(tmp_path / "local"))
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "local")
+
+
+def test_ray_alone_and_with_an_address() -> None:
+    assert complete_ray(["build", "--ray", "--output", "x"]) == ["build", "--ray", "any", "--output", "x"]
+    assert complete_ray(["build", "--ray"]) == ["build", "--ray", "any"]
+    assert complete_ray(["build", "--ray", "auto", "--output", "x"]) == ["build", "--ray", "auto", "--output", "x"]
 
 
 def test_help_names_every_command() -> None:

@@ -42,6 +42,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`build.views`": config.ViewsConfig,
     "`build.teachers.NAME`": config.TeacherConfig,
     "`build.captioners.NAME`": config.CaptionerConfig,
+    "`build.ray`": config.RayConfig,
     "`student`": config.StudentConfig,
     "`student.model`": config.StudentModelConfig,
     "`student.model.text`": config.TextTowerConfig,

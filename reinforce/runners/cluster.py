@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import socket
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ LOCAL = "local"
 
 ANY = "any"
 """The address that stands for the cluster this runs on, if it runs on one, else a local one."""
+
+
+_CONNECT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -62,15 +66,14 @@ def connected(address: str) -> Iterator[None]:
         return
     if address.startswith("ray://"):
         raise ConfigError(f"--ray {address}: run on the cluster itself, with `ray job submit`, and say --ray auto")
-    # Ray would hide the GPUs from workers that ask for none, the driver's own choice of device included.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     on_terminate = signal.getsignal(signal.SIGTERM)
+    found = None if address == LOCAL else _find(address)
     try:
-        if address == LOCAL or (address == ANY and not _runs_on_a_cluster()):
+        if found is None:
             _start_local(options)
         else:
-            ray.init(address="auto" if address == ANY else address, **options)
+            ray.init(address=found, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"--ray {address}: {' '.join(str(error).split())[:200]}") from None
     if threading.current_thread() is threading.main_thread():
@@ -114,22 +117,28 @@ def _cores_of_worker(config: BuildConfig, num_gpus: float, nodes: Collection[dic
     return float(max(1, whole)) if num_gpus else min(float(config.threads + (config.workers or 1)), max(1.0, largest))
 
 
-def _runs_on_a_cluster() -> bool:
-    """Whether this is a job of a cluster, or a cluster was started on this machine."""
-    if os.environ.get("RAY_ADDRESS"):
-        return True
-    from ray._private.services import find_gcs_addresses
+def _find(address: str) -> str | None:
+    """HOST:PORT of a cluster that answers, None where `ANY` finds none. Ray itself would try for minutes."""
+    from ray._private.services import canonicalize_bootstrap_address_or_die
 
-    return bool(find_gcs_addresses())
+    try:
+        found: str = canonicalize_bootstrap_address_or_die("auto" if address == ANY else address)
+        host, _, port = found.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        if address == ANY and not os.environ.get("RAY_ADDRESS"):
+            return None
+        reason = " ".join(str(error).split()).split(". Please")[0]
+        raise ConfigError(f"--ray {address}: no cluster answers ({reason}); `ray status` shows one that does") from None
+    return found
 
 
 def _start_local(options: dict[str, Any]) -> None:
     import ray
 
     cores = len(os.sched_getaffinity(0))
-    # Inside a job's environment Ray would connect to the job's cluster.
-    os.environ.pop("RAY_ADDRESS", None)
     ray.init(
+        address="local",  # whatever else runs here, or is named by the environment
         num_cpus=cores,
         include_dashboard=False,
         _node_ip_address="127.0.0.1",

@@ -4,20 +4,27 @@ What is missing is what a listing lacks; there is no ledger. Nothing is computed
 answer and the dataset is known to be of this recipe.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from rich.console import Console
 
 from reinforce.config import BuildConfig, ConfigError, Recipe, load_recipe
 from reinforce.plan import BuildOutline, BuildPlan, load_plan
 from reinforce.prefetch import missing_of
+from reinforce.runners.extrapolation import Forecast
+from reinforce.runners.forecast import forecast
 from reinforce.runners.local import run_local
 from reinforce.runners.summary import BuildSummary
+from reinforce.runners.worker import Job, ShardWorker
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.dataset import DATASET_FILE, read_document
-from reinforce.shards.schema import check_stem, failure_file
+from reinforce.shards.schema import Signal, check_stem, failure_file
 from reinforce.storage import ShardRef, Store, find_shards, open_store, preflight
 from reinforce.weights import remote_folder
+
+_NUM_LISTINGS = 8
 
 
 def build(
@@ -50,14 +57,8 @@ def build(
     ['00000']
     """
     console = console or Console(stderr=True)
-    config = (load_recipe(recipe, list(overrides)) if isinstance(recipe, str) else recipe).build
-    if not config.teachers and not config.captioners:
-        raise ConfigError("build.teachers: empty; a build needs at least one teacher or captioner")
-    recorded = read_document(open_store(output), DATASET_FILE)
-    recorded_root = recorded["source_root"] if recorded else None
-    source_root, refs = _find_shards([shards] if isinstance(shards, str) else shards, root, recorded_root)
-    selection = read_selection(select) if select else None
-    refs = _narrow(refs, selection, limit_shards)
+    asked = _ask(shards, output, recipe, root, overrides, select, limit_shards)
+    config, source_root, refs, selection = asked.config, asked.source_root, asked.refs, asked.selection
     store = open_store(output, create=True)
     _check_stores(refs, store, console)
     if ray is not None:
@@ -77,6 +78,42 @@ def build(
     return run_plan(plan, refs, store, source_root=source_root, retry_failed=retry_failed, console=console)
 
 
+def plan_build(
+    shards: str | Sequence[str],
+    output: str,
+    recipe: str | Recipe,
+    *,
+    root: str | None = None,
+    overrides: Sequence[str] = (),
+    select: str | None = None,
+    limit_shards: int | None = None,
+    limit_samples: int | None = None,
+    retry_failed: bool = False,
+    ray: str | None = None,
+    max_workers: int | None = None,
+    price_per_hour: float | None = None,
+    console: Console | None = None,
+) -> Forecast:
+    """What `build` with these arguments would take; `reinforce build --plan` as a function. Writes nothing to `output`.
+
+    A few samples are tried: with `ray` by a worker of that cluster, else in this process. `price_per_hour` is that of
+    one worker. Raises what `build` raises.
+    """
+    asked = _ask(shards, output, recipe, root, overrides, select, limit_shards)
+    job = Job(asked.config, asked.source_root, open_store(output).uri, limit_samples, asked.selection)
+    existing = existing_files(open_store(output), BuildOutline(asked.config).wanted)
+    return forecast(
+        job,
+        _retried(asked.refs, existing) if retry_failed else asked.refs,
+        existing,
+        address=ray,
+        uris=[job.source_root, job.output, *_model_uris(asked.config)],
+        max_workers=max_workers,
+        price_per_hour=price_per_hour,
+        console=console or Console(stderr=True),
+    )
+
+
 def run_plan(
     plan: BuildPlan,
     refs: Sequence[ShardRef],
@@ -93,7 +130,7 @@ def run_plan(
     output.sweep_temporaries()
     plan.record_dataset(output, source_root)
     plan.record_signals(output)
-    existing = {info.path for info in output.list()}
+    existing = existing_files(output, plan.signals)
     refs = _retried(refs, existing) if retry_failed else refs
     tasks = [task for ref in refs if (task := missing_of(ref, plan, existing))]
     failed_before = {task.shard.stem for task in tasks if failure_file(task.shard.stem) in existing}
@@ -118,11 +155,10 @@ def run_outline(
     Raises `DatasetMismatchError` or `ConfigError`. `worker_class` stands in for the `ShardWorker`.
     """
     from reinforce.runners.ray_driver import run_ray
-    from reinforce.runners.worker import Job, ShardWorker
 
     output.sweep_temporaries()
     outline.record_dataset(output, source_root)
-    existing = {info.path for info in output.list()}
+    existing = existing_files(output, outline.wanted)
     refs = _retried(refs, existing) if retry_failed else refs
     missing = [ref for ref in refs if not outline.is_complete(ref.stem, existing)]
     summary = run_ray(
@@ -137,6 +173,45 @@ def run_outline(
         worker_class=worker_class or ShardWorker,
     )
     return _complete(summary, len(refs))
+
+
+def existing_files(output: Store, signals: Iterable[Signal]) -> set[str]:
+    """The files of spines, of these signals and of failures that are in the dataset.
+
+    A bucket is listed folder by folder at the same time: each page of a listing waits for the one before.
+    """
+    folders = ["samples", "failures", *(signal.folder for signal in signals)]
+    with ThreadPoolExecutor(1 if output.uri.startswith("file:") else _NUM_LISTINGS) as pool:
+        return {info.path for infos in pool.map(lambda folder: list(output.list(folder)), folders) for info in infos}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the arguments of a build mean."""
+
+    config: BuildConfig
+    source_root: str
+    refs: list[ShardRef]
+    selection: Selection | None
+
+
+def _ask(
+    shards: str | Sequence[str],
+    output: str,
+    recipe: str | Recipe,
+    root: str | None,
+    overrides: Sequence[str],
+    select: str | None,
+    limit_shards: int | None,
+) -> _Asked:
+    config = (load_recipe(recipe, list(overrides)) if isinstance(recipe, str) else recipe).build
+    if not config.teachers and not config.captioners:
+        raise ConfigError("build.teachers: empty; a build needs at least one teacher or captioner")
+    recorded = read_document(open_store(output), DATASET_FILE)
+    recorded_root = recorded["source_root"] if recorded else None
+    source_root, refs = _find_shards([shards] if isinstance(shards, str) else shards, root, recorded_root)
+    selection = read_selection(select) if select else None
+    return _Asked(config, source_root, _narrow(refs, selection, limit_shards), selection)
 
 
 def _check_stores(refs: Sequence[ShardRef], output: Store, console: Console) -> None:

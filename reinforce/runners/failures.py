@@ -32,10 +32,11 @@ class Failure:
     """One attempt that failed. `reason` is one line.
 
     input: the tar itself. store: a store that did not answer. disk: no room on the machine it was tried on.
-    other: anything else. lost: the worker died or was replaced.
+    recipe: what was asked for does not fit the models or the dataset. other: anything else. lost: the worker died or
+    was replaced.
     """
 
-    kind: Literal["input", "store", "disk", "other", "lost"]
+    kind: Literal["input", "store", "disk", "recipe", "other", "lost"]
     reason: str
 
     @classmethod
@@ -44,14 +45,19 @@ class Failure:
             return cls("input", reason_of(error))
         if isinstance(error, OSError) and error.errno in _FULL_DISK:
             return cls("disk", reason_of(error))
-        return cls("store" if isinstance(error, StorageError) else "other", reason_of(error))
+        if isinstance(error, StorageError):
+            return cls("store", reason_of(error))
+        return cls("recipe" if _is_ours(error) else "other", reason_of(error))
+
+
+def _is_ours(error: BaseException) -> bool:
+    return isinstance(error, ValueError) and type(error).__module__.startswith("reinforce.")
 
 
 def reason_of(error: BaseException) -> str:
     """One line for people: our own errors speak for themselves, others say what they are."""
     text = " ".join(str(error).split())[:300]
-    is_ours = isinstance(error, ValueError) and type(error).__module__.startswith("reinforce.")
-    return text if is_ours else f"{type(error).__name__}: {text}"
+    return text if _is_ours(error) else f"{type(error).__name__}: {text}"
 
 
 def record_failure(output: Store, stem: str, attempts: list[str], run: str) -> None:

@@ -1,6 +1,6 @@
 """What a worker tells Ray's metrics, and so the usual dashboards: its shards, its samples, the seconds of its stages.
 
-`rate(ray_reinforce_stage_seconds{stage="teachers"})` is how busy a device is with its teachers.
+`rate(ray_reinforce_stage_seconds_total{stage="teachers"}[1m])` is how busy a device is with its teachers.
 """
 
 from collections import Counter as Counts

@@ -83,6 +83,7 @@ class _Driver:
         self._carried = carry(uris)
         self._carried_at = self._watched_at = 0.0
         self._start_failures: dict[str, str] = {}
+        self._num_usable = 0
         self._outage = Outage()
 
     def run(self) -> None:
@@ -99,9 +100,7 @@ class _Driver:
             return
         ready = self._crew.ready
         peers = [hand.place for hand in ready]
-        for depth in range(1, self._depth + 1):
-            if not self.leases.num_waiting:
-                break
+        for depth in range(1, self._depth + 1) if self.leases.num_waiting else ():
             for hand in ready:
                 if len(self.leases.held_by(hand.name)) >= depth:
                     continue
@@ -109,9 +108,8 @@ class _Driver:
                 if ref is not None:
                     if depth == 1:
                         hand.progress_at = time.monotonic()
-                    self._ask(
-                        hand, hand.actor.build.remote(Lease(ref.path, ref.stem, ref.size)), self._built(hand, ref)
-                    )
+                    asked = hand.actor.build.remote(Lease(ref.path, ref.stem, ref.size))
+                    self._pending[asked] = (hand, self._built(hand, ref))
 
     def _settle(self) -> None:
         """Waits for an answer, then takes all that have come."""
@@ -148,13 +146,15 @@ class _Driver:
                 self._end(hand, "its node is gone")
             elif hand.placed_at is not None and not hand.is_asked:
                 hand.is_asked = True
-                self._ask(hand, hand.actor.status.remote(), self._answered(hand))
+                self._pending[hand.actor.status.remote()] = (hand, self._answered(hand))
             self._check_stalled(hand, now)
         self._dismiss_idle()
-        self._check_hopeless({node["NodeID"] for node in nodes if self._crew.needs.slots(node["Resources"])})
+        usable = {node["NodeID"] for node in nodes if self._crew.needs.slots(node["Resources"])}
+        self._num_usable = len(usable)
+        self._check_hopeless(usable)
         for hand in self._crew.hire(nodes, self.leases.blocked_nodes, self.leases.num_open, self._carried):
-            self._ask(hand, hand.actor.where.remote(), self._placed(hand))
-            self._ask(hand, hand.actor.start.remote(), self._started(hand))
+            self._pending[hand.actor.where.remote()] = (hand, self._placed(hand))
+            self._pending[hand.actor.start.remote()] = (hand, self._started(hand))
         self._board.show(nodes)
 
     def _close(self) -> None:
@@ -166,9 +166,6 @@ class _Driver:
                 refs[ref].status = ray.get(ref)
         self._board.show(alive_nodes())
 
-    def _ask(self, hand: Hand, ref: Any, then: Callable[[Any], None]) -> None:
-        self._pending[ref] = (hand, then)
-
     def _placed(self, hand: Hand) -> Callable[[str | Failure], None]:
         def then(node: str | Failure) -> None:
             if isinstance(node, str):
@@ -179,7 +176,7 @@ class _Driver:
     def _started(self, hand: Hand) -> Callable[[dict[str, Any] | Failure], None]:
         def then(answer: dict[str, Any] | Failure) -> None:
             if isinstance(answer, Failure):
-                self._start_failed(hand, answer.reason)
+                self._start_failed(hand, answer)
                 return
             hand.ready_at = hand.progress_at = time.monotonic()
             self._crew.has_started = True
@@ -228,7 +225,7 @@ class _Driver:
         if is_nodes:
             self._end(hand, "its node is gone")
         elif hand.ready_at is None:
-            self._start_failed(hand, reason)
+            self._start_failed(hand, Failure("lost", reason))
         else:
             self._died(hand, Failure("lost", f"its worker died ({reason})"))
 
@@ -238,13 +235,16 @@ class _Driver:
             self._judge(hand, stem, failure, replace(verdict, retire=False))
         self._end(hand, failure.reason)
 
-    def _start_failed(self, hand: Hand, reason: str) -> None:
-        if hand.node:
-            self.leases.losses[hand.node] += 1
-            self._start_failures[hand.node] = reason
-        self._end(hand, f"did not start: {reason}")
-        if not self._crew.has_started and len(set(self._start_failures.values())) < len(self._start_failures):
-            raise ConfigError(f"no worker starts, on {len(self._start_failures)} nodes alike: {reason}")
+    def _start_failed(self, hand: Hand, failure: Failure) -> None:
+        self._end(hand, f"did not start: {failure.reason}")
+        if not hand.node:
+            return
+        self.leases.losses[hand.node] += 1
+        self._start_failures[hand.node] = failure.reason
+        # What no node can do, the recipe is to blame for: told as a build on one machine would tell it.
+        is_alike = list(self._start_failures.values()).count(failure.reason) >= min(2, self._num_usable)
+        if failure.kind == "recipe" and is_alike and not self._crew.has_started:
+            raise ConfigError(failure.reason)
 
     def _end(self, hand: Hand, why: str) -> None:
         self.leases.vanished(hand.place)
@@ -258,7 +258,7 @@ class _Driver:
             return
         if hand.ready_at is None:
             if now - hand.placed_at > self._start_s:
-                self._start_failed(hand, f"not ready after {format_seconds(self._start_s)}")
+                self._start_failed(hand, Failure("lost", f"not ready after {format_seconds(self._start_s)}"))
         elif self.leases.held_by(hand.name) and now - hand.progress_at > self._stall_s:
             stage = ", ".join(hand.status.stages) or "no stage"
             self._died(hand, Failure("lost", f"no progress for {format_seconds(self._stall_s)} in {stage}"))
