@@ -71,6 +71,8 @@ def build(
         parsed = load_recipe(recipe, overrides)
         if price_per_hour is not None and not plan:
             raise ConfigError("--price-per-hour: goes with --plan")
+        if max_workers is not None and ray is None and not plan:
+            raise ConfigError("--max-workers: goes with --ray or --plan")
         from rich.console import Console
 
         from reinforce import runners
@@ -110,26 +112,25 @@ def train_student(
     overrides: Overrides = [],  # noqa: B006
     select: Annotated[str | None, typer.Option(help="A Parquet of (stem, key): only these samples.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint in OUTPUT, if there is one.")] = False,
+    ray: Annotated[str | None, typer.Option(metavar="[ADDRESS]", help="Train on a Ray cluster, as build does.")] = None,
+    num_workers: Annotated[int | None, typer.Option(min=1, help="With --ray: processes; default: its GPUs.")] = None,
 ) -> None:
-    """Train a student from stored signals, with no teacher. Under torchrun: one process a GPU."""
+    """Train a student from stored signals, with no teacher. Under torchrun, or with --ray: one process a GPU."""
     with _one_line_errors("run it again with --resume to go on from the last checkpoint"):
         from reinforce.config import load_recipe
 
         parsed = load_recipe(recipe, overrides)
-        from rich.console import Console
-
+        if num_workers is not None and ray is None:
+            raise ConfigError("--num-workers: goes with --ray; student.data.workers is the number of readers")
+        from reinforce import ray_train
         from reinforce.student import train
 
-        summary = train.train_student(
-            dataset,
-            output,
-            parsed,
-            shards=[*shards, *(more_shards or [])],
-            root=root,
-            select=select,
-            resume=resume,
-            console=Console(stderr=True),
-        )
+        options: dict[str, Any] = {"shards": [*shards, *(more_shards or [])], "root": root, "select": select}
+        if ray is None:
+            summary = train.train_student(dataset, output, parsed, resume=resume, **options)
+        else:
+            options |= {"address": ray, "num_workers": num_workers}
+            summary = ray_train.train_on_ray(dataset, output, parsed, resume=resume, **options)
         if os.environ.get("RANK", "0") == "0":
             print(train.describe(summary))
 
@@ -279,11 +280,8 @@ def complete_ray(arguments: list[str]) -> list[str]:
     """The arguments with `--ray` given its ADDRESS where it stands alone, which typer's options cannot."""
     following = [*arguments[1:], "-"]
     pairs = zip(arguments, following, strict=True)
-    return [part for argument, after in pairs for part in _with_address(argument, after)]
-
-
-def _with_address(argument: str, after: str) -> list[str]:
-    return [argument, "any"] if argument == "--ray" and after.startswith("-") else [argument]
+    alone = {"--ray": ["--ray", "any"]}
+    return [part for given, after in pairs for part in (after.startswith("-") and alone.get(given)) or [given]]
 
 
 def terminate_as_interrupt() -> None:

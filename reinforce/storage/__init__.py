@@ -4,7 +4,7 @@ The only package that knows what `s3://` is; everyone else holds a `Store` and p
 obstore and botocore load when the first remote store is opened.
 """
 
-from .carried import Carried, accept, carry
+from .carried import Carried, accept, accepted, carry
 from .location import open_parent, open_store
 from .preflight import preflight
 from .shard_uris import ShardRef, find_shards
@@ -18,6 +18,7 @@ __all__ = [
     "StorageError",
     "Store",
     "accept",
+    "accepted",
     "carry",
     "find_shards",
     "open_parent",

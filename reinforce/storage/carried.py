@@ -65,6 +65,11 @@ def accept(carried: Carried) -> None:
     aws.accepted.update(carried.stores)
 
 
+def accepted() -> Carried:
+    """What this process was given, for processes that it starts itself: they inherit its environment and no more."""
+    return Carried({}, dict(aws.accepted))
+
+
 def _resolve(session: Any, location: Location) -> aws.AwsAccess:
     options = dict(location.options)
     access = aws.resolve_access(session, location.bucket, options)

@@ -1,4 +1,4 @@
-"""The processes of one run, as torchrun starts them; one process where it did not."""
+"""The processes of one run, as torchrun or Ray Train start them; one process where neither did."""
 
 import os
 from collections.abc import Iterator
@@ -40,7 +40,19 @@ class Processes:
 
 @contextmanager
 def join_processes(device: str) -> Iterator[Processes]:
-    """Joins the group that torchrun's environment describes, and leaves it at the end. Raises `ModelError`."""
+    """Joins the group that torchrun's environment describes, and leaves it at the end; takes part in one that is there.
+
+    Raises `ModelError`.
+    """
+    if dist.is_initialized():
+        # Who made the group has chosen the device too, and leaves the group.
+        if device == "auto" and dist.get_backend() == "gloo":
+            device = "cpu"
+        resolved = resolve_device(device)
+        if resolved.type == "cuda" and resolved.index is None:
+            resolved = torch.device("cuda", torch.cuda.current_device())
+        yield Processes(dist.get_rank(), dist.get_world_size(), resolved)
+        return
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield Processes(0, 1, resolve_device(device))

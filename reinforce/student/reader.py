@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from reinforce.formatting import format_counts
 from reinforce.sample import Drop, Pixels
-from reinforce.storage import open_spool
+from reinforce.storage import accept, accepted, open_spool
 from reinforce.student.batch import Batch, Position
 from reinforce.student.choices import visits
 from reinforce.student.groups import Opener, ReadError
@@ -88,6 +88,7 @@ class ReinforcedDataset(IterableDataset[Batch]):
         self.image_size = image_size
         self.epochs = epochs
         self.placement = placement or Placement()
+        self._accepted = accepted()
 
     def loader(self, *, pin_memory: bool = False) -> "DataLoader[Batch]":
         """A DataLoader over the stream, with the recipe's number of workers."""
@@ -110,6 +111,7 @@ class ReinforcedDataset(IterableDataset[Batch]):
         position = self.placement.resume[worker] if self.placement.resume else Position(worker)
         if info is not None:
             torch.set_num_threads(1)
+            accept(self._accepted)
         with open_spool() as spool:
             yield from _Stream(self, position, num_workers, spool).batches()
 

@@ -54,7 +54,7 @@ def train_student(
     this and the first one writes. Raises `ConfigError`, `ModelError`, `FormatError`, `StorageError`, `ReadError`, or
     `TrainingError` when the loss is no longer finite.
     """
-    config = _student_config(load_recipe(recipe, list(overrides)) if isinstance(recipe, str) else recipe)
+    config = student_config(load_recipe(recipe, list(overrides)) if isinstance(recipe, str) else recipe)
     folder = Path(output)
     with join_processes(config.device) as processes, _explained(config):
         torch.set_num_threads(config.threads)
@@ -118,7 +118,8 @@ def _explained(config: StudentConfig) -> Iterator[None]:
         ) from None
 
 
-def _student_config(recipe: Recipe) -> StudentConfig:
+def student_config(recipe: Recipe) -> StudentConfig:
+    """The `student:` section; raises `ConfigError` if there is none."""
     if recipe.student is None:
         raise ConfigError("student: the recipe has no such section, and training needs one")
     return recipe.student

@@ -3,7 +3,17 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("truth", "fidelity", "memory", "bookkeeping", "loss_memory", "step_cost", "student_reader")
+BENCHMARKS = (
+    "truth",
+    "fidelity",
+    "memory",
+    "bookkeeping",
+    "loss_memory",
+    "step_cost",
+    "sizing",
+    "student_reader",
+    "forecast",
+)
 
 if __name__ == "__main__":
     for name in BENCHMARKS:
