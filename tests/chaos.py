@@ -236,15 +236,17 @@ def _recomputed(proxy: FaultyProxy) -> list[str]:
 
 
 def main() -> None:
-    """The driver: a build on the cluster at the given address, with fake models."""
+    """The driver: a build on the cluster at ADDRESS from SOURCE to OUTPUT [with so many workers], with fake models."""
     from rich.console import Console
 
     from reinforce.cli import terminate_as_interrupt
     from tests.clusters import run_on_ray
 
     terminate_as_interrupt()
-    address, source, output = sys.argv[1:]
-    summary = run_on_ray(source, output, address=address, console=Console(stderr=True, width=200))
+    address, source, output, *more = sys.argv[1:]
+    max_workers = int(more[0]) if more else None
+    console = Console(stderr=True, width=200)
+    summary = run_on_ray(source, output, address=address, max_workers=max_workers, console=console)
     sys.exit(1 if summary.failed or summary.stopped else 0)
 
 

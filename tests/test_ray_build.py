@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,42 +46,29 @@ def built_here(source: Path, output: Path) -> dict[str, bytes]:
     return files_of(output)
 
 
-def test_the_files_are_those_of_a_local_build(cluster: RayNodes, tmp_path: Path) -> None:
-    source = write_shards(tmp_path / "in", "abcdefgh")
-    summary = run_on_ray(source, tmp_path / "out")
-    assert summary.failed == {}
-    assert summary.done.num_samples == 72
-    assert files_of(tmp_path / "out") == built_here(source, tmp_path / "local")
-    assert {event["worker"] for event in events(tmp_path / "out", "shard")} == {"worker-1", "worker-2"}
-    again = run_on_ray(source, tmp_path / "out")
-    assert (again.num_complete_before, again.done.num_files) == (8, 0)
-
-
-def test_a_deadly_shard_is_quarantined_and_all_others_are_done(cluster: RayNodes, tmp_path: Path) -> None:
-    source = write_shards(tmp_path / "in", ["a", "b", "c-deadly", "d", "e"])
-    summary = run_on_ray(source, tmp_path / "out")
-    assert list(summary.failed) == ["c-deadly"]
-    failure = json.loads((tmp_path / "out" / "failures" / "c-deadly.json").read_text())
-    assert len(failure["attempts"]) == 3
-    assert all("worker died" in reason for reason in failure["attempts"])
-    assert sorted(path.stem for path in (tmp_path / "out" / "samples").glob("*.parquet")) == ["a", "b", "d", "e"]
-
-
-def test_a_faulty_shard_is_tried_three_times_on_both_nodes(cluster: RayNodes, tmp_path: Path) -> None:
-    source = write_shards(tmp_path / "in", ["a", "b", "c", "d-faulty"])
-    summary = run_on_ray(source, tmp_path / "out")
-    assert summary.failed == {"d-faulty": "RuntimeError: this shard cannot be captioned"}
-    assert len({event["node"] for event in events(tmp_path / "out", "failed")}) == 2
-    again = run_on_ray(source, tmp_path / "out", retry_failed=True)
-    assert (again.num_shards, list(again.failed)) == (1, ["d-faulty"])
-
-
-def test_bad_input_is_not_tried_again(cluster: RayNodes, tmp_path: Path) -> None:
-    source = write_shards(tmp_path / "in", ["a", "b"])
-    (source / "c.tar").write_bytes(b"<html>")
-    summary = run_on_ray(source, tmp_path / "out")
-    assert "not a tar" in summary.failed["c"] or "truncated" in summary.failed["c"]
-    assert len(events(tmp_path / "out", "failed")) == 1
+def test_good_bad_faulty_and_deadly_shards(cluster: RayNodes, tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "in", [*"abcdef", "deadly", "faulty"])
+    (source / "bad.tar").write_bytes(b"<html>")
+    output = tmp_path / "out"
+    summary = run_on_ray(source, output)
+    # What is good is done, with the bytes of a local build; what is not is given up, each for its own reason.
+    assert sorted(summary.failed) == ["bad", "deadly", "faulty"]
+    assert summary.done.num_samples == 6 * 9
+    for stem in ("bad", "deadly", "faulty"):
+        (source / f"{stem}.tar").unlink()
+    data = {path: content for path, content in files_of(output).items() if not path.startswith("failures/")}
+    assert data == built_here(source, tmp_path / "local")
+    attempts = {stem: json.loads((output / f"failures/{stem}.json").read_text())["attempts"] for stem in summary.failed}
+    assert len(attempts["bad"]) == 1, "bad input is not tried again"
+    assert attempts["faulty"] == ["RuntimeError: this shard cannot be captioned"] * 3
+    assert len(attempts["deadly"]) == 3
+    assert all("worker died" in reason for reason in attempts["deadly"])
+    assert len({event["node"] for event in events(output, "failed") if event["stem"] == "faulty"}) == 2
+    # Nothing is computed again, and what failed can be named.
+    assert run_on_ray(source, output).done.num_files == 0
+    write_shards(source, ["faulty"])
+    again = run_on_ray(source, output, retry_failed=True)
+    assert (again.num_shards, list(again.failed)) == (1, ["faulty"])
 
 
 def test_a_worker_that_makes_no_progress_is_replaced(cluster: RayNodes, tmp_path: Path) -> None:
@@ -119,6 +108,16 @@ def test_a_black_hole_node_costs_no_shard(cluster: RayNodes, tmp_path: Path, wor
     lost = [event["node"] for event in events(tmp_path / "out", "worker_lost")]
     assert lost == [broken] * len(lost)
     assert 1 <= len(lost) <= 3, "two slots: after two losses the node gets no more workers"
+
+
+def test_two_drivers_waste_work_and_corrupt_nothing(cluster: RayNodes, tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "in", "abcdef", num_samples=20)
+    command = [sys.executable, "-m", "tests.chaos", cluster.address, str(source), str(tmp_path / "out"), "1"]
+    drivers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [driver.communicate(timeout=200)[1] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], errors
+    assert files_of(tmp_path / "out") == built_here(source, tmp_path / "local")
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 2
 
 
 def test_s3_through_profiles_leaves_no_secret_behind(

@@ -124,7 +124,7 @@ def _accept_and_try(job: Job, carried: Carried, works: Sequence[Work], trial_s: 
 
 def _tell_if_waiting(needs: Needs, console: Console) -> None:
     nodes: list[dict[str, Any]] = alive_nodes()
-    if not any(needs.slots(node) for node in nodes):
+    if not any(needs.slots(node["Resources"]) for node in nodes):
         text = f"waiting for a worker: {len(nodes)} nodes, none has {needs}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
