@@ -131,26 +131,33 @@ class FakeWorker(ShardWorker):
         super().__init__(replace(job, load=load_fakes), carried)
 
 
+def is_broken_here() -> bool:
+    """Whether this worker's node has the resource `broken`."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    return any(found["NodeID"] == node and "broken" in found["Resources"] for found in ray.nodes())
+
+
 class NodeBoundWorker(FakeWorker):
-    """Cannot start on nodes with the resource `broken`, and fails there at once."""
+    """Cannot start on a broken node, and fails there at once; elsewhere it takes its time, as loading models does."""
 
     def start(self) -> dict[str, Any] | Failure:
-        import ray
-
-        node = ray.get_runtime_context().get_node_id()
-        if any(found["NodeID"] == node and "broken" in found["Resources"] for found in ray.nodes()):
+        if is_broken_here():
             return Failure("other", "driver mismatch")
+        time.sleep(6)
         return super().start()
 
 
 class FailingWorker(FakeWorker):
-    """Starts, and then fails every shard, on nodes with the resource `broken`."""
+    """Starts fast on a broken node, and then fails every shard there."""
+
+    def start(self) -> dict[str, Any] | Failure:
+        time.sleep(0 if is_broken_here() else 6)
+        return super().start()
 
     def build(self, lease: Lease) -> ShardReport | Failure:
-        import ray
-
-        node = ray.get_runtime_context().get_node_id()
-        if any(found["NodeID"] == node and "broken" in found["Resources"] for found in ray.nodes()):
+        if is_broken_here():
             return Failure("other", "RuntimeError: an illegal memory access was encountered")
         return super().build(lease)
 

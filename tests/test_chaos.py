@@ -8,7 +8,7 @@ import pytest
 
 from tests.chaos import check, run_chaos
 
-NUM_EVENTS, NUM_SHARDS = 6, 24
+NUM_EVENTS, NUM_SHARDS = 4, 16
 
 
 @pytest.mark.timeout(600)

@@ -139,8 +139,11 @@ def test_a_full_disk(workspace: Path, small_disk: Path) -> None:
         pq.read_table(path)
 
 
-@pytest.mark.parametrize(("asked", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("cluster", [[], ["--ray", "local"]], ids=["here", "ray"])
+@pytest.mark.parametrize(
+    ("cluster", "asked", "status"),
+    [([], signal.SIGINT, 130), ([], signal.SIGTERM, 143), (["--ray", "local"], signal.SIGTERM, 143)],
+    ids=["here", "here-terminated", "ray-terminated"],
+)
 def test_ctrl_c_then_the_same_command(
     workspace: Path, tmp_path: Path, cluster: list[str], asked: signal.Signals, status: int
 ) -> None:

@@ -167,18 +167,30 @@ def test_deaths_on_different_shards_in_a_row_are_the_nodes_fault() -> None:
 
 def test_a_lost_node_costs_nothing_until_it_happens_too_often() -> None:
     queue = leases(a=1)
-    for _ in range(10):
-        assert take(queue, A1) == "a"
-        queue.vanished(A1)
-    assert take(queue, B1) == "a"
-    queue.done(B1, "a")
-    assert queue.num_open == 0
-    queue = leases(a=1)
     for _ in range(12):
-        take(queue, A1)
-        queue.vanished(A1)
-    take(queue, B1)
-    assert queue.failed(B1, "a", ERROR, [B1]).reasons is not None
+        assert take(queue, A1) == "a"
+        assert queue.vanished(A1, with_node=True) == {}
+    assert take(queue, B1) == "a"
+    reasons = queue.vanished(B1, with_node=True)["a"]
+    assert reasons[-1] == "its node was lost, 13 times in all"
+    assert (len(reasons), queue.num_open) == (3, 0)
+
+
+def test_an_outage_charges_nobody_however_often_it_comes_back() -> None:
+    places = [Place(f"w{index}", f"n{index}") for index in range(4)]
+    queue = leases(**{f"s{index}": 1 for index in range(12)})
+    for _ in range(12):
+        for place in places:
+            stem = take(queue, place, *places)
+            if stem is not None:
+                assert queue.failed(place, stem, STORE, places).reasons is None
+    assert queue.num_open == 12
+
+
+def test_the_shard_at_the_models_is_charged_whatever_came_first() -> None:
+    queue = leases(a=4, b=3, c=2, d=1)
+    assert [take(queue, A1, depth=2) for _ in range(2)] == ["a", "b"]
+    assert list(queue.died(A1, DEATH, [B1], "b")) == ["b"]
 
 
 @pytest.mark.parametrize(("num_shards", "stops_at"), [(12, 11), (1000, 51)])

@@ -77,10 +77,10 @@ def test_a_worker_that_makes_no_progress_is_replaced(cluster: RayNodes, tmp_path
     summary = run_on_ray(
         source,
         tmp_path / "out",
-        config={"ray": {"num_cpus": 1, "stall_timeout_s": 5}},
+        config={"ray": {"num_cpus": 1, "stall_timeout_s": 3}},
         console=Console(file=shown, width=200),
     )
-    assert summary.failed == {"c-endless": "no progress for 5 s in captioner"}
+    assert summary.failed == {"c-endless": "no progress for 3 s in captioner"}
     assert "shard c-endless failed (attempt 1, worker worker-" in shown.getvalue()
     assert len(list((tmp_path / "out" / "samples").iterdir())) == 2
 
@@ -105,7 +105,8 @@ def test_a_black_hole_node_costs_no_shard(cluster: RayNodes, tmp_path: Path, wor
         cluster.remove(-1)
     assert summary.failed == {}
     assert len(list((tmp_path / "out" / "samples").iterdir())) == 6
-    lost = [event["node"] for event in events(tmp_path / "out", "worker_lost")]
+    ends = events(tmp_path / "out", "worker_lost")
+    lost = [event["node"] for event in ends if event["reason"] != "its node is gone"]  # of an earlier test
     assert lost == [broken] * len(lost)
     assert 1 <= len(lost) <= 3, "two slots: after two losses the node gets no more workers"
 
@@ -192,7 +193,7 @@ def watched_processes() -> Iterator[set[bytes]]:
 
 def test_real_teachers_on_a_cluster_from_s3_write_the_bytes_of_a_local_build(shared: Path, tmp_path: Path) -> None:
     shards = sorted((shared / "data" / "cifar10" / "test").glob("*.tar"))
-    there, here, printed = build_both(shards, tmp_path, "--limit-samples", "40")
+    there, here, printed = build_both(shards, tmp_path, "--limit-samples", "20")
     assert "2 of 2 shards complete" in printed
     assert different(there, here) == []
     assert len(there) == 1 + 4 + 2 * 5

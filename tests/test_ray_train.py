@@ -15,7 +15,6 @@ import pytest
 from rich.console import Console
 
 from reinforce import ray_train
-from reinforce.config import ConfigError
 from reinforce.ray_train import train_on_ray
 from reinforce.storage import StorageError, aws
 from reinforce.student.checkpoint import CHECKPOINT_FILE, read_progress
@@ -41,22 +40,6 @@ def cluster() -> Iterator[RayNodes]:
 def train(dataset: Path, output: Path, *, said: io.StringIO | None = None, **student: Any) -> TrainingSummary:
     console = Console(file=said or io.StringIO())
     return train_on_ray(str(dataset), output, recipe(**student), address="auto", num_workers=2, console=console)
-
-
-def test_two_processes_on_a_cluster_train_the_student_of_torchrun(
-    cluster: RayNodes, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = recipe(steps=6, data={"workers": 1, "open_shards": 2}).model_dump(mode="json", exclude_unset=True)
-    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
-    torchrun(dataset, tmp_path / "torchrun", tmp_path / "recipe.yaml")
-    said = io.StringIO()
-    monkeypatch.chdir(tmp_path)  # the processes have a working directory of their own
-    summary = train(dataset, Path("ray"), said=said, steps=6, data={"workers": 1, "open_shards": 2})
-    assert (summary.num_steps, summary.student) == (6, tmp_path / "ray/student")
-    assert losses(tmp_path / "ray") == pytest.approx(losses(tmp_path / "torchrun"), rel=1e-5)
-    assert len(read_progress(tmp_path / "ray" / CHECKPOINT_FILE).positions) == 2
-    assert "6 steps of 4 on cpu" in said.getvalue()
-    load_student(tmp_path / "ray/student")
 
 
 def test_losses_without_progress_end_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,20 +89,18 @@ def test_readers_are_told_how_stores_are_reached(dataset: Path, monkeypatch: pyt
     assert aws.accepted == access
 
 
-def test_what_is_wrong_is_said_as_without_a_cluster(cluster: RayNodes, dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"student.batch_size: 4 does not divide by 2 processes x student.accumulate 3"
-    ):
-        train(dataset, tmp_path / "run", accumulate=3)
-
-
-def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
-    cluster: RayNodes, dataset: Path, tmp_path: Path
+def test_two_processes_and_a_lost_node_give_the_curve_of_torchrun(
+    cluster: RayNodes, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ray._private.state import available_resources_per_node
+    settings = {"steps": 60, "checkpoint_every": 10, "data": {"workers": 1, "open_shards": 2}}
+    content = recipe(**settings).model_dump(mode="json", exclude_unset=True)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
+    torchrun(dataset, tmp_path / "torchrun", tmp_path / "recipe.yaml")
 
     def lose_a_node() -> None:
-        while not (tmp_path / "run" / CHECKPOINT_FILE).exists():
+        from ray._private.state import available_resources_per_node
+
+        while not (tmp_path / "ray" / CHECKPOINT_FILE).exists():
             time.sleep(0.05)
         has_room = {node for node, free in available_resources_per_node().items() if free.get("CPU")}
         cluster.remove(next(index for index, node in enumerate(cluster.nodes) if node.node_id not in has_room))
@@ -127,8 +108,12 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
     thread = threading.Thread(target=lose_a_node)
     thread.start()
     said = io.StringIO()
-    summary = train(dataset, tmp_path / "run", said=said, steps=200, checkpoint_every=10)
+    monkeypatch.chdir(tmp_path)  # the processes have a working directory of their own
+    summary = train(dataset, Path("ray"), said=said, **settings)
     thread.join()
     assert "all start again from step" in said.getvalue()
-    assert 10 <= summary.num_steps_before < 200
-    assert len(losses(tmp_path / "run")) == 200
+    assert 10 <= summary.num_steps_before < 60
+    assert summary.student == tmp_path / "ray/student"
+    assert losses(tmp_path / "ray") == pytest.approx(losses(tmp_path / "torchrun"), rel=1e-5)
+    assert len(read_progress(tmp_path / "ray" / CHECKPOINT_FILE).positions) == 2
+    load_student(tmp_path / "ray/student")

@@ -133,7 +133,7 @@ def run_plan(
     existing = existing_files(output, plan.signals)
     refs = _retried(refs, existing) if retry_failed else refs
     tasks = [task for ref in refs if (task := missing_of(ref, plan, existing))]
-    failed_before = {task.shard.stem for task in tasks if failure_file(task.shard.stem) in existing}
+    failed_before = _failed_before(output, refs, {task.shard.stem for task in tasks}, existing)
     summary = run_local(tasks, plan, output, console, failed_before=failed_before)
     return _complete(summary, len(refs))
 
@@ -154,13 +154,14 @@ def run_outline(
 
     Raises `DatasetMismatchError` or `ConfigError`. `worker_class` stands in for the `ShardWorker`.
     """
-    from reinforce.runners.ray_driver import run_ray
+    from reinforce.runners.run_ray import run_ray
 
     output.sweep_temporaries()
     outline.record_dataset(output, source_root)
     existing = existing_files(output, outline.wanted)
     refs = _retried(refs, existing) if retry_failed else refs
     missing = [ref for ref in refs if not outline.is_complete(ref.stem, existing)]
+    failed_before = _failed_before(output, refs, {ref.stem for ref in missing}, existing)
     summary = run_ray(
         missing,
         Job(outline.config, source_root, output.uri, outline.limit_samples, outline.selection),
@@ -169,7 +170,7 @@ def run_outline(
         address=address,
         uris=[source_root, output.uri, *_model_uris(outline.config)],
         max_workers=max_workers,
-        failed_before={ref.stem for ref in missing if failure_file(ref.stem) in existing},
+        failed_before=failed_before,
         worker_class=worker_class or ShardWorker,
     )
     return _complete(summary, len(refs))
@@ -235,6 +236,16 @@ def _model_uris(config: BuildConfig) -> list[str]:
 def _retried(refs: Sequence[ShardRef], existing: Collection[str]) -> list[ShardRef]:
     """The shards that failed before."""
     return [ref for ref in refs if failure_file(ref.stem) in existing]
+
+
+def _failed_before(
+    output: Store, refs: Sequence[ShardRef], missing: Collection[str], existing: Collection[str]
+) -> set[str]:
+    """The missing shards with a file in `failures/`; another run may have left one of a shard that is complete now."""
+    failed = {ref.stem for ref in refs if failure_file(ref.stem) in existing}
+    for stem in failed.difference(missing):
+        output.delete(failure_file(stem))
+    return failed.intersection(missing)
 
 
 def _complete(summary: BuildSummary, num_shards: int) -> BuildSummary:

@@ -7,11 +7,12 @@ started, only two are tried: it fetches the weights and writes `signal.json`, an
 import time
 from collections import Counter
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, ActorUnschedulableError, NodeDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reinforce.runners.cluster import Needs
@@ -23,6 +24,8 @@ from reinforce.storage import Carried
 _MAX_PILOTS = 2
 _MAX_SCOUTS = 16
 """Actors without a node that wait at one time: they are what an autoscaler sees."""
+
+_OF_NODES = (ActorUnavailableError, ActorUnschedulableError, NodeDiedError)
 
 _LAG_S, _MOVE_AFTER_S = 3.0, 60.0
 """How long a node's free resources may be out of date; how long a worker waits for one node while another is free."""
@@ -43,6 +46,8 @@ class Hand:
     ready_at: float | None = None
     progress_at: float = 0.0
     status: Status = field(default_factory=Status)
+    is_queued: bool = False
+    """Asked for where nothing was free: it waits for others to leave."""
     is_asked: bool = False
     """A status is under way."""
 
@@ -73,9 +78,9 @@ class Crew:
         return [hand for hand in self.hands.values() if hand.ready_at is not None]
 
     def hire(
-        self, nodes: Collection[dict[str, Any]], blocked: Collection[str], num_open: int, carried: Carried
+        self, nodes: Collection[dict[str, Any]], blocked: Collection[str], num_wanted: int, carried: Carried
     ) -> list[Hand]:
-        """New workers where there is room for them, as many as there are open shards.
+        """New workers where there is room for them, `num_wanted` in all.
 
         One that waits on a node which others use is asked for only if nobody can start now: an autoscaler sees it.
         """
@@ -83,19 +88,22 @@ class Crew:
         slots = {node["NodeID"]: self.needs.slots(node["Resources"]) for node in usable}
         free = {node["NodeID"]: self.needs.slots(node["Available"]) for node in usable}
         now = time.monotonic()
+        spare = sum(max(0, count) for count in free.values())
         for hand in list(self.hands.values()):
             if now - hand.asked_at < _LAG_S and hand.node in free:
                 free[hand.node] -= 1
-            elif hand.placed_at is None and now - hand.asked_at > _MOVE_AFTER_S and max(free.values(), default=0) > 0:
+            elif hand.is_queued and hand.placed_at is None and now - hand.asked_at > _MOVE_AFTER_S and spare > 0:
+                spare -= 1
                 self.dismiss(hand)
-        wanted = min(num_open, self._max_workers or num_open)
+        wanted = min(num_wanted, self._max_workers or num_wanted)
         hired = []
         while len(self.hands) < (wanted if self.has_started else min(wanted, _MAX_PILOTS)):
             node = self._choose(slots, free)
             if node is None:
                 break
-            free[node] -= 1
             hired.append(self._hire(carried, node))
+            hired[-1].is_queued = free[node] <= 0
+            free[node] -= 1
         # More than the cluster holds is asked for only by --max-workers, or when it holds none: it may grow.
         is_short = sum(slots.values()) < wanted and (self._max_workers is not None or not any(slots.values()))
         if is_short and (self.has_started or not self.hands):
@@ -116,7 +124,8 @@ class Crew:
     def dismiss(self, hand: Hand) -> None:
         """Ends a worker, whatever it is doing."""
         self.hands.pop(hand.name, None)
-        ray.kill(hand.actor)
+        with suppress(RayError, ValueError):  # it is gone already, or the cluster is
+            ray.kill(hand.actor)
 
     def _hire(self, carried: Carried, node: str | None, blocked: Collection[str] = ()) -> Hand:
         self._num_hired += 1
@@ -131,14 +140,16 @@ class Crew:
         return hand
 
 
-def how_it_died(error: RayActorError) -> tuple[bool, str]:
+def how_it_died(error: RayError) -> tuple[bool, str]:
     """Whether it died with its node, and what Ray knows of it, without Ray's advice."""
     text = str(error)
-    is_nodes = isinstance(error, ActorUnavailableError) or error.preempted or "node has died" in text
+    is_nodes = isinstance(error, _OF_NODES) or getattr(error, "preempted", False) or "node has died" in text
     for mark in ("Worker exit detail: ", "\n\t"):
         if mark in text:
             text = text.rpartition(mark)[2]
-    return is_nodes and not error._actor_init_failed, " ".join(text.split(". Some common")[0].split())[:200]
+    return is_nodes and not getattr(error, "_actor_init_failed", False), " ".join(
+        text.split(". Some common")[0].split()
+    )[:200]
 
 
 def _actor_class(worker_class: type) -> type:

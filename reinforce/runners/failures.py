@@ -87,8 +87,7 @@ class Outage:
     """Waits for a store that no worker reaches, ever longer, rather than charge shards with it."""
 
     def __init__(self) -> None:
-        self._num_pauses = 0
-        self._until_s = 0.0
+        self.end()
 
     def is_on(self, now_s: float) -> bool:
         """Whether nothing should be asked of the store now."""
@@ -108,3 +107,4 @@ class Outage:
     def end(self) -> None:
         """Something got done: the store answers."""
         self._num_pauses = 0
+        self._until_s = 0.0

@@ -94,7 +94,7 @@ class Leases:
     def take(self, place: Place, peers: Collection[Place], *, depth: int) -> ShardRef | None:
         """The next shard for a worker that may hold `depth`; None if there is none for it now.
 
-        `peers` are all workers that are ready. Nobody holds a second shard that an idle worker could have.
+        `peers` are all workers that are ready. A second shard is taken only while more wait than there are workers.
         """
         held = self._held[place.worker]
         is_second = bool(held)
@@ -118,8 +118,8 @@ class Leases:
         """An attempt failed with an error, the worker lives."""
         self._held[place.worker].remove(stem)
         if failure.kind == "input":
-            del self._shards[stem]
-            return Verdict(1, (failure.reason,))
+            reasons = (*(reason for _, reason in self._shards.pop(stem).charged), failure.reason)
+            return Verdict(len(reasons), reasons)
         is_blamed = self._count(place.worker, place, stem, failure, peers)
         if is_blamed and self._is_outage(place.worker, place):
             self._discharge(place.worker)
@@ -127,28 +127,38 @@ class Leases:
             return Verdict(0, is_outage=True)
         return self._charge(place, stem, failure, retire=is_blamed, culprit=place.worker)
 
-    def died(self, place: Place, failure: Failure, peers: Collection[Place]) -> dict[str, Verdict]:
-        """A worker died or stopped making progress; what it was building is charged, the next shard is not."""
+    def died(
+        self, place: Place, failure: Failure, peers: Collection[Place], building: str | None = None
+    ) -> dict[str, Verdict]:
+        """A worker died or stopped making progress; what it was `building` is charged, the next shard is not.
+
+        Where that is not known, it was the shard it was leased first.
+        """
         held = self._held.pop(place.worker, [])
         verdicts = {}
-        for index, stem in enumerate(held):
+        for stem in held:
             self._shards[stem].is_suspect = True
-            if index:
+            if stem != (building if building in held else held[0]):
                 self._requeue(stem)
                 continue
             is_blamed = self._count(place.node, place, stem, failure, peers)
             verdicts[stem] = self._charge(place, stem, failure, retire=is_blamed, culprit=place.node)
         return verdicts
 
-    def vanished(self, place: Place) -> None:
-        """A worker is gone through no fault of its shards: its node was taken away, or it was retired."""
+    def vanished(self, place: Place, *, with_node: bool) -> dict[str, tuple[str, ...]]:
+        """A worker is gone through no fault of its shards; returns those given up, which lost too many nodes."""
+        given_up = {}
         for stem in self._held.pop(place.worker, []):
             shard = self._shards[stem]
-            shard.num_vanished += 1
-            shard.is_suspect = shard.num_vanished >= MAX_VANISHED
+            shard.num_vanished += with_node
+            shard.is_suspect |= shard.num_vanished >= MAX_VANISHED
             if shard.num_vanished > MAX_VANISHED:
-                shard.charged.append((place, "its node was lost"))
-            self._requeue(stem)
+                shard.charged.append((place, f"its node was lost, {shard.num_vanished} times in all"))
+            if len(shard.charged) >= MAX_ATTEMPTS:
+                given_up[stem] = tuple(reason for _, reason in self._shards.pop(stem).charged)
+            else:
+                self._requeue(stem)
+        return given_up
 
     def _pop(self, place: Place, peers: Collection[Place], is_second: bool) -> str | None:
         # What failed waits for the end, as it would in a build on one machine: the others must not wait for it.
@@ -187,12 +197,13 @@ class Leases:
 
     def _charge(self, place: Place, stem: str, failure: Failure, *, retire: bool, culprit: str) -> Verdict:
         shard = self._shards[stem]
-        shard.tried.append(place)
         if retire:
             self._discharge(culprit)
+            shard.tried.append(place)
             self._again.append(stem)
             self.losses[place.node] += 1
             return Verdict(0, retire=True)
+        shard.tried.append(place)
         shard.charged.append((place, failure.reason))
         number = len(shard.charged)
         if number < MAX_ATTEMPTS:
@@ -205,8 +216,9 @@ class Leases:
         """Forgets the attempts of a streak: they were the worker's fault, or the store's."""
         for stem in self._streaks.pop(culprit).stems:
             if stem in self._shards:
-                charged = self._shards[stem].charged
-                charged[:] = [(where, reason) for where, reason in charged if culprit not in (where.worker, where.node)]
+                shard = self._shards[stem]
+                shard.charged = [(at, reason) for at, reason in shard.charged if culprit not in (at.worker, at.node)]
+                shard.tried = [at for at in shard.tried if culprit not in (at.worker, at.node)]
 
 
 def _may_try(shard: _Shard, place: Place, peers: Collection[Place]) -> bool:

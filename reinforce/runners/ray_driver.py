@@ -10,65 +10,25 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RaySystemError, RayTaskError, RpcError
-from rich.console import Console
+from ray.exceptions import LocalRayletDiedError, RayError, RaySystemError, RayTaskError, RpcError
 
 from reinforce.builder import ShardReport
 from reinforce.config import ConfigError
 from reinforce.formatting import format_seconds
-from reinforce.prefetch import StageTimes
-from reinforce.progress import Progress
 from reinforce.runners.board import Board
-from reinforce.runners.cluster import alive_nodes, connected, needs_of
+from reinforce.runners.cluster import alive_nodes
 from reinforce.runners.crew import Crew, Hand, how_it_died
-from reinforce.runners.failures import Failure, Outage, reason_of
+from reinforce.runners.failures import Failure, Outage
 from reinforce.runners.leases import Leases, Verdict
 from reinforce.runners.ledger import Ledger
-from reinforce.runners.summary import BuildSummary
-from reinforce.runners.worker import Job, Lease, ShardWorker, Status
-from reinforce.storage import ShardRef, StorageError, Store, carry
+from reinforce.runners.worker import Job, Lease, Status
+from reinforce.storage import ShardRef, StorageError, carry
 
-_WATCH_INTERVAL_S = 2.0
+_WATCH_INTERVAL_S, _AWAY_S = 2.0, 10.0
 _CARRY_INTERVAL_S = 60.0
 
 
-def run_ray(
-    refs: Sequence[ShardRef],
-    job: Job,
-    output: Store,
-    console: Console,
-    *,
-    address: str,
-    uris: Sequence[str],
-    max_workers: int | None = None,
-    failed_before: set[str] | None = None,
-    worker_class: type = ShardWorker,
-    depth: int = 2,
-) -> BuildSummary:
-    """Reinforces shards on a cluster. `uris` are all that workers reach in stores, models included.
-
-    A worker holds up to `depth` leases. Raises `ConfigError` when no worker can start.
-    """
-    progress = Progress(len(refs), sum(ref.size for ref in refs), StageTimes(), console)
-    ledger = Ledger(output, progress, num_shards=len(refs), failed_before=failed_before or set())
-    if not refs:
-        return ledger.summary(0)
-    with connected(address):
-        needs = needs_of(job.config, alive_nodes())
-        crew = Crew(worker_class, replace(job, num_prepare=needs.num_prepare), needs, max_workers=max_workers)
-        driver = _Driver(refs, crew, ledger, uris, job, depth)
-        with progress, ledger.open(job.config, worker=str(needs)):
-            try:
-                driver.run()
-            except (RaySystemError, RpcError) as error:
-                raise ConfigError(f"the cluster is gone ({reason_of(error)}); start again to go on") from None
-            finally:
-                for hand in list(crew.hands.values()):
-                    crew.dismiss(hand)
-    return ledger.summary(driver.leases.num_open)
-
-
-class _Driver:
+class Driver:
     """The loop: hire, lease, settle what has ended, watch what has not."""
 
     def __init__(
@@ -81,8 +41,9 @@ class _Driver:
         self._pending: dict[Any, tuple[Hand, Callable[[Any], None]]] = {}
         self._board = Board(ledger.progress, crew, self.leases)
         self._carried = carry(uris)
-        self._carried_at = self._watched_at = 0.0
+        self._carried_at = self._watched_at = time.monotonic() - _WATCH_INTERVAL_S
         self._start_failures: dict[str, str] = {}
+        self._last_fault = ""
         self._num_usable = 0
         self._outage = Outage()
 
@@ -98,7 +59,7 @@ class _Driver:
         """Gives every ready worker something to do, then something to fetch meanwhile."""
         if self._outage.is_on(time.monotonic()):
             return
-        ready = self._crew.ready
+        ready = self._able()
         peers = [hand.place for hand in ready]
         for depth in range(1, self._depth + 1) if self.leases.num_waiting else ():
             for hand in ready:
@@ -110,6 +71,11 @@ class _Driver:
                         hand.progress_at = time.monotonic()
                     asked = hand.actor.build.remote(Lease(ref.path, ref.stem, ref.size))
                     self._pending[asked] = (hand, self._built(hand, ref))
+
+    def _able(self) -> list[Hand]:
+        """The workers that may have leases: those of a node that is left out may not."""
+        blocked = self.leases.blocked_nodes
+        return [hand for hand in self._crew.ready if hand.node not in blocked]
 
     def _settle(self) -> None:
         """Waits for an answer, then takes all that have come."""
@@ -127,23 +93,27 @@ class _Driver:
                 continue  # dismissed meanwhile
             try:
                 answer = ray.get(ref)
-            except RayActorError as error:
-                self._gone(hand, error)
-                continue
             except RayTaskError as error:
                 answer = Failure.of(error.cause) if isinstance(error.cause, Exception) else Failure.of(error)
+            except (RaySystemError, RpcError, LocalRayletDiedError):
+                raise  # the cluster itself
+            except RayError as error:
+                self._gone(hand, error)
+                continue
             then(answer)
 
     def _watch(self) -> None:
         """Hires, asks everyone how it is doing, replaces who is stuck, shows the state of the run."""
-        self._watched_at = now = time.monotonic()
+        now = time.monotonic()
+        self._forgive(now - self._watched_at)
+        self._watched_at = now
         nodes = alive_nodes()
         if now - self._carried_at >= _CARRY_INTERVAL_S:
             self._renew(now)
         names = {node["NodeID"] for node in nodes}
         for hand in list(self._crew.hands.values()):
             if hand.node and hand.node not in names:
-                self._end(hand, "its node is gone")
+                self._end(hand, "its node is gone", with_node=True)
             elif hand.placed_at is not None and not hand.is_asked:
                 hand.is_asked = True
                 self._pending[hand.actor.status.remote()] = (hand, self._answered(hand))
@@ -152,17 +122,26 @@ class _Driver:
         usable = {node["NodeID"] for node in nodes if self._crew.needs.slots(node["Resources"])}
         self._num_usable = len(usable)
         self._check_hopeless(usable)
-        for hand in self._crew.hire(nodes, self.leases.blocked_nodes, self.leases.num_open, self._carried):
-            self._pending[hand.actor.where.remote()] = (hand, self._placed(hand))
-            self._pending[hand.actor.start.remote()] = (hand, self._started(hand))
+        if not self._outage.is_on(now):
+            num_wanted = sum(bool(self.leases.held_by(name)) for name in self._crew.hands) + self.leases.num_waiting
+            for hand in self._crew.hire(nodes, self.leases.blocked_nodes, num_wanted, self._carried):
+                self._pending[hand.actor.where.remote()] = (hand, self._placed(hand))
+                self._pending[hand.actor.start.remote()] = (hand, self._started(hand))
         self._board.show(nodes)
+
+    def _forgive(self, away_s: float) -> None:
+        """Time in which this process was held up itself counts against nobody."""
+        if away_s > _AWAY_S:
+            for hand in self._crew.hands.values():
+                hand.progress_at += away_s
+                hand.placed_at = None if hand.placed_at is None else hand.placed_at + away_s
 
     def _close(self) -> None:
         """The last figures of all workers."""
         refs = {hand.actor.status.remote(): hand for hand in self._crew.ready}
         answered, _ = ray.wait(list(refs), num_returns=len(refs), timeout=2) if refs else ([], [])
         for ref in answered:
-            with suppress(RayActorError):
+            with suppress(RayError):
                 refs[ref].status = ray.get(ref)
         self._board.show(alive_nodes())
 
@@ -199,7 +178,7 @@ class _Driver:
         def then(result: ShardReport | Failure) -> None:
             hand.progress_at = time.monotonic()
             if isinstance(result, Failure):
-                verdict = self.leases.failed(hand.place, ref.stem, result, [h.place for h in self._crew.ready])
+                verdict = self.leases.failed(hand.place, ref.stem, result, [able.place for able in self._able()])
                 self._judge(hand, ref.stem, result, verdict)
                 return
             self.leases.done(hand.place, ref.stem)
@@ -217,47 +196,52 @@ class _Driver:
         if verdict.reasons is not None:
             self._ledger.gave_up(stem, verdict.reasons)
         if verdict.retire:
+            self._last_fault = failure.reason
             self._end(hand, f"retired, it failed shard after shard: {failure.reason}")
 
-    def _gone(self, hand: Hand, error: RayActorError) -> None:
+    def _gone(self, hand: Hand, error: RayError) -> None:
         """An actor does not answer any more."""
         is_nodes, reason = how_it_died(error)
         if is_nodes:
-            self._end(hand, "its node is gone")
+            self._end(hand, "its node is gone", with_node=True)
         elif hand.ready_at is None:
             self._start_failed(hand, Failure("lost", reason))
         else:
             self._died(hand, Failure("lost", f"its worker died ({reason})"))
 
     def _died(self, hand: Hand, failure: Failure) -> None:
-        peers = [other.place for other in self._crew.ready if other is not hand]
-        for stem, verdict in self.leases.died(hand.place, failure, peers).items():
+        peers = [other.place for other in self._able() if other is not hand]
+        for stem, verdict in self.leases.died(hand.place, failure, peers, hand.status.stem).items():
+            self._last_fault = failure.reason
             self._judge(hand, stem, failure, replace(verdict, retire=False))
         self._end(hand, failure.reason)
 
     def _start_failed(self, hand: Hand, failure: Failure) -> None:
         self._end(hand, f"did not start: {failure.reason}")
-        if not hand.node:
-            return
-        self.leases.losses[hand.node] += 1
-        self._start_failures[hand.node] = failure.reason
-        # What no node can do, the recipe is to blame for: told as a build on one machine would tell it.
-        is_alike = list(self._start_failures.values()).count(failure.reason) >= min(2, self._num_usable)
-        if failure.kind == "recipe" and is_alike and not self._crew.has_started:
-            raise ConfigError(failure.reason)
+        if failure.kind == "store" and self._crew.has_started:
+            self._pause(failure.reason)  # it may be no more than that; who starts later will tell
+        elif hand.node:
+            self.leases.losses[hand.node] += 1
+            self._start_failures[hand.node] = self._last_fault = failure.reason
+            # What no node can do, the recipe is to blame for: told as a build on one machine would tell it.
+            num_alike = list(self._start_failures.values()).count(failure.reason)
+            if failure.kind == "recipe" and not self._crew.has_started and num_alike >= min(2, self._num_usable or 2):
+                raise ConfigError(failure.reason)
 
-    def _end(self, hand: Hand, why: str) -> None:
-        self.leases.vanished(hand.place)
+    def _end(self, hand: Hand, why: str, *, with_node: bool = False) -> None:
+        given_up = self.leases.vanished(hand.place, with_node=with_node)
         self._crew.dismiss(hand)
         self._crew.num_lost += 1
         self._ledger.log.event("worker_lost", worker=hand.name, node=hand.node, reason=why)
         self._ledger.progress.line(f"{hand} lost: {why}")
+        for stem, reasons in given_up.items():
+            self._ledger.gave_up(stem, reasons)
 
     def _check_stalled(self, hand: Hand, now: float) -> None:
-        if hand.name not in self._crew.hands or hand.placed_at is None:
+        if hand.name not in self._crew.hands or (hand.placed_at is None and (hand.is_queued or not hand.node)):
             return
         if hand.ready_at is None:
-            if now - hand.placed_at > self._start_s:
+            if now - (hand.placed_at or hand.asked_at) > self._start_s:
                 self._start_failed(hand, Failure("lost", f"not ready after {format_seconds(self._start_s)}"))
         elif self.leases.held_by(hand.name) and now - hand.progress_at > self._stall_s:
             stage = ", ".join(hand.status.stages) or "no stage"
@@ -265,19 +249,19 @@ class _Driver:
 
     def _check_hopeless(self, usable: set[str]) -> None:
         """Stops when every node that could hold a worker has proved to be broken."""
-        if not usable or usable - self.leases.blocked_nodes or self._crew.ready:
+        if not usable or usable - self.leases.blocked_nodes or self._able():
             return
-        reason = next(reversed(self._start_failures.values()), "see the failures above")
         if not self._crew.has_started:
-            raise ConfigError(f"no worker starts: {reason}")
-        self._ledger.stopped = f"every node has lost two workers by its own fault: {reason}"
+            raise ConfigError(f"no worker starts: {self._last_fault}")
+        self._ledger.stopped = f"every node has lost two workers by its own fault: {self._last_fault}"
 
     def _dismiss_idle(self) -> None:
         """Lets workers go that have nothing to do any more, but one: what fails is tried elsewhere."""
         idle = [hand for hand in self._crew.ready if not self.leases.held_by(hand.name)]
-        if not self.leases.num_waiting:
-            for hand in idle[1:]:
-                self._crew.dismiss(hand)
+        left_out = [hand for hand in idle if hand.node in self.leases.blocked_nodes]
+        spare = [hand for hand in idle if hand not in left_out][1:]
+        for hand in left_out + ([] if self.leases.num_waiting else spare):
+            self._crew.dismiss(hand)
 
     def _pause(self, reason: str) -> None:
         pause_s = self._outage.begin(time.monotonic())

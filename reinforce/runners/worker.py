@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,7 +88,8 @@ class ShardWorker:
     def __init__(self, job: Job, carried: Carried) -> None:
         # Ray would wait for the shard at hand; the lease goes back to the driver at once instead.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self._job, self._carried = job, carried
+        accept(carried)
+        self._job = job
         self._times = StageTimes()
         self._queue: queue.SimpleQueue[tuple[Lease, Future[ShardReport | Failure]]] = queue.SimpleQueue()
         self._futures: dict[str, Future[ShardReport | Failure]] = {}
@@ -100,7 +102,6 @@ class ShardWorker:
 
     def start(self) -> dict[str, Any] | Failure:
         try:
-            accept(self._carried)
             job = self._job
             with self._times.measure("start"):
                 self._plan = job.load(job.config, selection=job.selection, limit_samples=job.limit_samples)
@@ -124,7 +125,8 @@ class ShardWorker:
         progress = (self._num_finished, report.num_samples, report.num_views, report.num_captions, self._num_spooled())
         seconds = dict(self._times.seconds)
         stages = tuple(self._times.running())
-        return Status(self._stem, stages, progress, report, self._num_built, self._totals, seconds)
+        report, totals = deepcopy(report), deepcopy(self._totals)  # the models' thread goes on changing them
+        return Status(self._stem, stages, progress, report, self._num_built, totals, seconds)
 
     def renew(self, carried: Carried) -> None:
         accept(carried)

@@ -13,6 +13,9 @@ BENCHMARKS = (
     "sizing",
     "student_reader",
     "forecast",
+    "ray_s3",
+    "scheduling",
+    "chaos",
 )
 
 if __name__ == "__main__":

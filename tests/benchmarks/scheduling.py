@@ -25,7 +25,7 @@ from rich.console import Console
 
 from reinforce.builder import ShardReport
 from reinforce.config import BuildConfig
-from reinforce.runners.ray_driver import run_ray
+from reinforce.runners.run_ray import run_ray
 from reinforce.runners.worker import Job, Lease, Status
 from reinforce.storage import Carried, ShardRef, open_store
 from tests.clusters import ray_nodes
