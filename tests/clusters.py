@@ -120,7 +120,7 @@ class ObedientCaptioner(FakeCaptioner):
             time.sleep(3600)
         if "faulty" in stem:
             raise RuntimeError("this shard cannot be captioned")
-        time.sleep(float(os.environ.get("REINFORCE_TEST_PAUSE_S", "0")))
+        time.sleep(1 if "slow" in stem else float(os.environ.get("REINFORCE_TEST_PAUSE_S", "0")))
         return super().caption(requests)
 
 
@@ -140,21 +140,14 @@ def is_broken_here() -> bool:
 
 
 class NodeBoundWorker(FakeWorker):
-    """Cannot start on a broken node, and fails there at once; elsewhere it takes its time, as loading models does."""
+    """Cannot start on a broken node, and fails there at once."""
 
     def start(self) -> dict[str, Any] | Failure:
-        if is_broken_here():
-            return Failure("other", "driver mismatch")
-        time.sleep(6)
-        return super().start()
+        return Failure("other", "driver mismatch") if is_broken_here() else super().start()
 
 
 class FailingWorker(FakeWorker):
-    """Starts fast on a broken node, and then fails every shard there."""
-
-    def start(self) -> dict[str, Any] | Failure:
-        time.sleep(0 if is_broken_here() else 6)
-        return super().start()
+    """Starts on a broken node, and then fails every shard there, fast."""
 
     def build(self, lease: Lease) -> ShardReport | Failure:
         if is_broken_here():

@@ -97,14 +97,14 @@ def test_another_recipe_is_refused(cluster: RayNodes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("worker_class", [NodeBoundWorker, FailingWorker])
 def test_a_black_hole_node_costs_no_shard(cluster: RayNodes, tmp_path: Path, worker_class: type) -> None:
-    source = write_shards(tmp_path / "in", "abcdef")
+    source = write_shards(tmp_path / "in", [f"slow-{index:02d}" for index in range(14)])
     broken = cluster.add(2, broken=1)
     try:
         summary = run_on_ray(source, tmp_path / "out", worker_class=worker_class)
     finally:
         cluster.remove(-1)
     assert summary.failed == {}
-    assert len(list((tmp_path / "out" / "samples").iterdir())) == 6
+    assert len(list((tmp_path / "out" / "samples").iterdir())) == 14
     ends = events(tmp_path / "out", "worker_lost")
     lost = [event["node"] for event in ends if event["reason"] != "its node is gone"]  # of an earlier test
     assert lost == [broken] * len(lost)
