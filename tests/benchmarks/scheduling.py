@@ -1,6 +1,6 @@
 """What scheduling costs: many tiny shards with nothing to do, and sleeping workers against the ideal.
 
-    python -m tests.benchmarks.scheduling [--shards 10000] [--nodes 16] [--workers-a-node 4]
+    python -m tests.benchmarks.scheduling [--shards 10000] [--nodes 8] [--workers-a-node 4]
 
 First shards that take no time at all: shards a second, CPU seconds and peak memory of the driver. Then as many workers
 as asked for, each asleep for as long as its shard is worth: efficiency is the sleep of all shards, over the number of
@@ -85,7 +85,7 @@ def run(sizes: Sequence[int], num_workers: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=int, default=10_000)
-    parser.add_argument("--nodes", type=int, default=16)
+    parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--workers-a-node", type=int, default=4)
     args = parser.parse_args()
     with ray_nodes(4):
