@@ -7,7 +7,7 @@ every signal is written row group by row group to the spool and committed whole 
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from reinforce.captioners import Captioner, CaptionRequest
 from reinforce.plan import ORIGINAL, BuildPlan, SignalPlan
 from reinforce.prefetch import PreparedSample, PreparedShard, StageTimes
 from reinforce.sample import Embeddings, NullReason
+from reinforce.shard_report import ShardReport
 from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import (
     CAPTIONS_SCHEMA,
@@ -34,41 +35,6 @@ from reinforce.shards.writer import ShardFileWriter, captions_batch, embeddings_
 from reinforce.storage import Store
 
 Captions = list[list[str]]
-
-
-@dataclass(slots=True)
-class ShardReport:
-    """What one shard gave: samples seen and kept, what was dropped or null by reason, the work and the files."""
-
-    stem: str
-    num_samples: int = 0
-    num_kept: int = 0
-    num_views: int = 0
-    num_captions: int = 0
-    drops: Counter[str] = field(default_factory=Counter)
-    nulls: Counter[str] = field(default_factory=Counter)
-    counts: Counter[str] = field(default_factory=Counter)
-    micro_batches: dict[str, int] = field(default_factory=dict)
-    """Of the models that had to halve theirs."""
-    num_files: int = 0
-    num_bytes: int = 0
-
-    def add(self, other: "ShardReport") -> None:
-        """Adds another shard's figures to these."""
-        for figure in fields(self):
-            value = getattr(other, figure.name)
-            if isinstance(value, Counter):
-                getattr(self, figure.name).update(value)
-            elif isinstance(value, dict):
-                smallest = getattr(self, figure.name)
-                smallest.update({name: min(size, smallest.get(name, size)) for name, size in value.items()})
-            elif figure.name != "stem":
-                setattr(self, figure.name, getattr(self, figure.name) + value)
-
-    def to_json(self) -> dict[str, Any]:
-        """The figures as JSON data."""
-        values = {figure.name: getattr(self, figure.name) for figure in fields(self)}
-        return {name: dict(+value) if isinstance(value, Counter) else value for name, value in values.items()}
 
 
 @dataclass(slots=True)

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from reinforce.builder import ShardReport
 from reinforce.formatting import format_counts, format_seconds
 from reinforce.plan import software
 from reinforce.prefetch import StageTimes
+from reinforce.shard_report import ShardReport
 from reinforce.storage import StorageError, Store
 
 _PLAIN_INTERVAL_S = 10.0

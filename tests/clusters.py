@@ -12,7 +12,6 @@ from typing import Any
 
 from rich.console import Console
 
-from reinforce.builder import ShardReport
 from reinforce.captioners import CaptionRequest, FakeCaptioner
 from reinforce.config import BuildConfig
 from reinforce.plan import BuildOutline, BuildPlan
@@ -20,6 +19,7 @@ from reinforce.runners import BuildSummary
 from reinforce.runners.command import run_outline
 from reinforce.runners.failures import Failure
 from reinforce.runners.worker import Job, Lease, ShardWorker
+from reinforce.shard_report import ShardReport
 from reinforce.storage import Carried, find_shards, open_store
 from tests.fakes import fake_plan
 

@@ -1,10 +1,13 @@
 """What every test runs under: no hub, one torch thread, nothing written beside the repository."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.s3_server import FaultyProxy, S3Server, serve_s3
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
@@ -19,3 +22,17 @@ def shared() -> Path:
     if not (folder / "data" / "cifar10").is_dir():
         pytest.skip("real images are not here: ../shared/data and ../shared/teachers")
     return folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    """A real S3 server. `use_test_credentials` before it is used."""
+    with serve_s3() as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(server: S3Server) -> Iterator[FaultyProxy]:
+    """A proxy in front of the server, which misbehaves as planned."""
+    with FaultyProxy(server.endpoint) as running:
+        yield running

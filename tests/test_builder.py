@@ -26,6 +26,7 @@ from reinforce.prefetch import missing_of
 from reinforce.runners import run_local
 from reinforce.sample import Embeddings
 from reinforce.selection import read_selection
+from reinforce.shard_report import stored_report
 from reinforce.shards.dataset import DatasetMismatchError
 from reinforce.shards.schema import round_mantissa
 from reinforce.storage import StorageError, find_shards, open_store
@@ -91,6 +92,10 @@ def test_bad_samples_cost_no_neighbour(tmp_path: Path) -> None:
     assert dict(summary.done.counts) == {"captions_undecodable": 1}
     # Two samples without a caption, five caption columns of eight rows, two teachers.
     assert summary.done.nulls["no_caption"] == 2 * (8 * 5 - 6)
+    # Whoever finds the shard complete counts the same from its files.
+    stored = stored_report(open_store(str(tmp_path / "out")), "s", fake_plan().signals)
+    for figure in ("num_samples", "num_kept", "drops", "nulls", "counts"):
+        assert getattr(stored, figure) == getattr(summary.done, figure), figure
 
 
 def test_a_shard_of_bad_images_only(tmp_path: Path) -> None:

@@ -4,13 +4,12 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from reinforce.storage import Carried, StorageError, accept, aws, carry, open_store
-from tests.s3_server import FaultyProxy, S3Server, make_certificate, serve_s3, use_test_credentials
+from tests.s3_server import FaultyProxy, S3Server, make_certificate, use_test_credentials
 
 SECRET = "s3cr3t/ThatMustNotBe+Seen0123456789abcdef"
 TOKEN = "FwoGZXIvYXdzEXAMPLETOKEN"
@@ -19,18 +18,6 @@ NOWHERE = {
     "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent/credentials",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with serve_s3() as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(server: S3Server) -> Iterator[FaultyProxy]:
-    with FaultyProxy(server.endpoint) as running:
-        yield running
 
 
 class Profiles:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from reinforce.builder import ShardReport
 from reinforce.captioners import load_captioner
 from reinforce.config import CaptionerConfig, TeacherConfig
 from reinforce.microbatch import MicroBatch
+from reinforce.shard_report import ShardReport
 from reinforce.teachers import ClipTeacher, load_teacher
 from tests import models
 from tests.fakes import fake_plan, files_of, run

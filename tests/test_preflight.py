@@ -1,25 +1,13 @@
 """What is tried of source and output before a build spends anything, over a real server and on disk."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from reinforce.storage import ShardRef, StorageError, find_shards, open_store, preflight
-from tests.s3_server import Fault, FaultyProxy, S3Server, serve_s3, use_test_credentials
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with serve_s3() as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(server: S3Server) -> Iterator[FaultyProxy]:
-    with FaultyProxy(server.endpoint) as running:
-        yield running
+from tests.s3_server import Fault, FaultyProxy, S3Server, use_test_credentials
 
 
 @pytest.fixture

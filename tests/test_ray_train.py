@@ -92,7 +92,7 @@ def test_readers_are_told_how_stores_are_reached(dataset: Path, monkeypatch: pyt
 def test_two_processes_and_a_lost_node_give_the_curve_of_torchrun(
     cluster: RayNodes, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"steps": 60, "checkpoint_every": 10, "data": {"workers": 1, "open_shards": 2}}
+    settings = {"steps": 60, "checkpoint_every": 10, "data": {"workers": 0, "open_shards": 2}}
     content = recipe(**settings).model_dump(mode="json", exclude_unset=True)
     (tmp_path / "recipe.yaml").write_text(json.dumps(content))
     torchrun(dataset, tmp_path / "torchrun", tmp_path / "recipe.yaml")

@@ -2,14 +2,13 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from reinforce.storage import StorageError, Store, find_shards, open_store
 from reinforce.storage.shard_uris import expand_braces
-from tests.s3_server import S3Server, serve_s3, use_test_credentials
+from tests.s3_server import S3Server, use_test_credentials
 
 PATHS = [
     "train/00000.tar",
@@ -21,12 +20,6 @@ PATHS = [
 ]
 HIDDEN = ["train/.00003.tar", ".cache/x.tar", "train/00004.tar#1"]
 STEMS = ["a.b/x y#1%", "train/00000", "train/00001", "train/sub/00002", "val/00000"]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with serve_s3() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

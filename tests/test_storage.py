@@ -6,7 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -14,13 +14,7 @@ from typing import cast
 import pytest
 
 from reinforce.storage import ObjectInfo, StorageError, Store, local, open_store
-from tests.s3_server import S3Server, serve_s3, use_test_credentials
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with serve_s3() as running:
-        yield running
+from tests.s3_server import S3Server, use_test_credentials
 
 
 @pytest.fixture

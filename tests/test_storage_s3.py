@@ -1,7 +1,7 @@
 """S3 over HTTP when it goes wrong: broken connections, unreachable endpoints, refused requests, wrong settings."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,27 +14,14 @@ from tests.s3_server import (
     FaultyProxy,
     S3Server,
     make_certificate,
-    serve_s3,
     use_test_credentials,
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with serve_s3() as running:
-        yield running
 
 
 @pytest.fixture
 def bucket(server: S3Server, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     use_test_credentials(monkeypatch)
     return server.make_bucket(f"bucket-{abs(hash(request.node.nodeid))}")
-
-
-@pytest.fixture
-def proxy(server: S3Server) -> Iterator[FaultyProxy]:
-    with FaultyProxy(server.endpoint) as running:
-        yield running
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,7 @@ from reinforce.storage import open_store
 from reinforce.teachers import load_teacher
 from reinforce.weights import ModelError, fetch, fetch_folder, load_open_clip, transformers_folder
 from tests import models
-from tests.s3_server import FaultyProxy, S3Server, serve_s3, use_test_credentials
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with serve_s3() as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(server: S3Server) -> Iterator[FaultyProxy]:
-    with FaultyProxy(server.endpoint) as running:
-        yield running
+from tests.s3_server import FaultyProxy, S3Server, use_test_credentials
 
 
 @pytest.fixture

@@ -147,9 +147,8 @@ def how_it_died(error: RayError) -> tuple[bool, str]:
     for mark in ("Worker exit detail: ", "\n\t"):
         if mark in text:
             text = text.rpartition(mark)[2]
-    return is_nodes and not getattr(error, "_actor_init_failed", False), " ".join(
-        text.split(". Some common")[0].split()
-    )[:200]
+    reason = " ".join(text.split(". Some common")[0].split())[:200]
+    return is_nodes and not getattr(error, "_actor_init_failed", False), reason
 
 
 def _actor_class(worker_class: type) -> type:

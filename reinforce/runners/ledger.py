@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from reinforce.builder import ShardReport
 from reinforce.config import BuildConfig
 from reinforce.progress import Progress, RunLog, hardware
 from reinforce.runners.failures import AlikeFailures, Failure, record_failure
 from reinforce.runners.summary import BuildSummary
+from reinforce.shard_report import ShardReport
 from reinforce.shards.schema import failure_file
 from reinforce.storage import StorageError, Store
 
@@ -52,10 +52,11 @@ class Ledger:
                 self._output.delete(failure_file(report.stem))
 
     def attempt(self, stem: str, failure: Failure, number: int, **where: Any) -> None:
-        """An attempt at a shard failed."""
+        """An attempt at a shard failed; its `number` is 0 if the shard is not charged with it."""
         self.log.event("failed", stem=stem, error=failure.reason, **where)
         place = "".join(f", {name} {value}" for name, value in where.items())
-        self.progress.line(f"shard {stem} failed (attempt {number}{place}): {failure.reason}")
+        attempt = f"attempt {number}" if number else "not charged"
+        self.progress.line(f"shard {stem} failed ({attempt}{place}): {failure.reason}")
 
     def gave_up(self, stem: str, reasons: Sequence[str]) -> None:
         """A shard will not be tried again in this run."""

@@ -12,8 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import LocalRayletDiedError, RayError, RaySystemError, RayTaskError, RpcError
 
-from reinforce.builder import ShardReport
-from reinforce.config import ConfigError
+from reinforce.config import ConfigError, RayConfig
 from reinforce.formatting import format_seconds
 from reinforce.runners.board import Board
 from reinforce.runners.cluster import alive_nodes
@@ -21,23 +20,25 @@ from reinforce.runners.crew import Crew, Hand, how_it_died
 from reinforce.runners.failures import Failure, Outage
 from reinforce.runners.leases import Leases, Verdict
 from reinforce.runners.ledger import Ledger
-from reinforce.runners.worker import Job, Lease, Status
+from reinforce.runners.worker import Lease, Status
+from reinforce.shard_report import ShardReport
 from reinforce.storage import ShardRef, StorageError, carry
 
 _WATCH_INTERVAL_S, _AWAY_S = 2.0, 10.0
 _CARRY_INTERVAL_S = 60.0
+_DEPTH = 2
+"""Leases of a worker: the shard at the models, and the one that is fetched meanwhile."""
 
 
 class Driver:
     """The loop: hire, lease, settle what has ended, watch what has not."""
 
     def __init__(
-        self, refs: Sequence[ShardRef], crew: Crew, ledger: Ledger, uris: Sequence[str], job: Job, depth: int
+        self, refs: Sequence[ShardRef], crew: Crew, ledger: Ledger, uris: Sequence[str], config: RayConfig
     ) -> None:
         self.leases = Leases(refs)
-        self._crew, self._ledger, self._uris, self._depth = crew, ledger, uris, depth
-        self._stall_s, self._start_s = job.config.ray.stall_timeout_s, job.config.ray.start_timeout_s
-        self._sizes = {ref.stem: ref.size for ref in refs}
+        self._crew, self._ledger, self._uris = crew, ledger, uris
+        self._stall_s, self._start_s = config.stall_timeout_s, config.start_timeout_s
         self._pending: dict[Any, tuple[Hand, Callable[[Any], None]]] = {}
         self._board = Board(ledger.progress, crew, self.leases)
         self._carried = carry(uris)
@@ -61,7 +62,7 @@ class Driver:
             return
         ready = self._able()
         peers = [hand.place for hand in ready]
-        for depth in range(1, self._depth + 1) if self.leases.num_waiting else ():
+        for depth in range(1, _DEPTH + 1) if self.leases.num_waiting else ():
             for hand in ready:
                 if len(self.leases.held_by(hand.name)) >= depth:
                     continue
@@ -268,6 +269,7 @@ class Driver:
         if pause_s is None:
             self._ledger.stopped = f"no worker reaches the store: {reason}"
         elif pause_s:
+            self._ledger.log.event("outage", reason=reason, pause_s=pause_s)
             self._ledger.progress.line(f"no worker reaches the store; next attempt in {pause_s:.0f} s: {reason}")
 
     def _renew(self, now: float) -> None:

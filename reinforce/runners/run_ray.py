@@ -30,11 +30,10 @@ def run_ray(
     max_workers: int | None = None,
     failed_before: set[str] | None = None,
     worker_class: type = ShardWorker,
-    depth: int = 2,
 ) -> BuildSummary:
     """Reinforces shards on a cluster. `uris` are all that workers reach in stores, models included.
 
-    A worker holds up to `depth` leases. Raises `ConfigError` when no worker can start.
+    Raises `ConfigError` when no worker can start.
     """
     progress = Progress(len(refs), sum(ref.size for ref in refs), StageTimes(), console)
     ledger = Ledger(output, progress, num_shards=len(refs), failed_before=failed_before or set())
@@ -43,7 +42,7 @@ def run_ray(
     with connected(address):
         needs = needs_of(job.config, alive_nodes())
         crew = Crew(worker_class, replace(job, num_prepare=needs.num_prepare), needs, max_workers=max_workers)
-        driver = Driver(refs, crew, ledger, uris, job, depth)
+        driver = Driver(refs, crew, ledger, uris, job.config.ray)
         with progress, ledger.open(job.config, worker=str(needs)):
             try:
                 driver.run()

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from reinforce.builder import ShardReport
 from reinforce.formatting import format_counts, format_seconds
+from reinforce.shard_report import ShardReport
 
 
 @dataclass(slots=True)

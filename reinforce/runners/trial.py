@@ -15,13 +15,14 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from reinforce.builder import ShardReport, reinforce_images
+from reinforce.builder import reinforce_images
 from reinforce.config import ConfigError
 from reinforce.plan import BuildOutline, BuildPlan
 from reinforce.prefetch import Prefetcher, ShardTask, StageTimes
 from reinforce.runners.excerpt import MAX_FAILURES, Excerpt, Feed, copy_file, file_of
 from reinforce.runners.failures import Failure
 from reinforce.runners.worker import Job, Lease
+from reinforce.shard_report import ShardReport
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, DatasetMismatchError
 from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import MAX_ROW_GROUP_ROWS

@@ -18,12 +18,13 @@ from typing import Any, Protocol
 
 import torch
 
-from reinforce.builder import ShardReport, reinforce_images
+from reinforce.builder import reinforce_images
 from reinforce.config import BuildConfig
 from reinforce.plan import BuildPlan, load_plan
 from reinforce.prefetch import Prefetcher, ShardTask, StageTimes, missing_of
 from reinforce.runners.failures import Failure
 from reinforce.selection import Selection
+from reinforce.shard_report import ShardReport, stored_report
 from reinforce.shards.schema import spine_file
 from reinforce.storage import Carried, ShardRef, accept, open_spool, open_store
 
@@ -155,20 +156,25 @@ class ShardWorker:
         self._report = report
 
     def _tasks(self) -> Iterator[ShardTask]:
-        """What is missing of each leased shard now: another driver, or a worker thought dead, may have built it."""
+        """What there is to do of each leased shard; a lease with nothing to do is answered at once."""
         while True:
             lease, future = self._queue.get()
-            ref = ShardRef(self._source, lease.path, lease.stem, lease.size)
-            try:
-                task = self._missing(ref)
-            except Exception as error:
-                future.set_result(Failure.of(error))
-                continue
-            if task is None:
-                future.set_result(ShardReport(lease.stem))
-                continue
-            self._futures[lease.stem] = future
-            yield task
+            found = self._look_at(ShardRef(self._source, lease.path, lease.stem, lease.size))
+            if isinstance(found, ShardTask):
+                self._futures[lease.stem] = future
+                yield found
+            else:
+                future.set_result(found)
+
+    def _look_at(self, ref: ShardRef) -> ShardTask | ShardReport | Failure:
+        """What is missing of a shard now: another driver, or a worker thought dead, may have built it.
+
+        It may have died before it could report, so that the samples are counted from the files.
+        """
+        try:
+            return self._missing(ref) or stored_report(self._output, ref.stem, self._plan.signals)
+        except Exception as error:
+            return Failure.of(error)
 
     def _missing(self, ref: ShardRef) -> ShardTask | None:
         files = [spine_file(ref.stem), *(signal.file(ref.stem) for signal in self._plan.signals)]

@@ -96,7 +96,7 @@ def plan_a_resume(source: str, output: Store, plan: BuildPlan, stages: Stages) -
     _, refs = stages.measure("find the shards", lambda: command._find_shards([source], None, None))
     refs = command._narrow(refs, None, None)
     stages.measure("sweep temporaries", output.sweep_temporaries)
-    existing = stages.measure("list the output", lambda: {info.path for info in output.list()})
+    existing = stages.measure("list the output", lambda: command.existing_files(output, plan.signals))
     tasks, _ = stages.measure("subtract, one machine", subtract)
     stems = stages.measure(
         "subtract, Ray driver", lambda: [ref.stem for ref in refs if not plan.is_complete(ref.stem, existing)]

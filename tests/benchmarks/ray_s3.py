@@ -24,8 +24,13 @@ from tests.s3_server import serve_s3
 RECIPE = Path(__file__).parents[2] / "pipelines" / "cifar10.yaml"
 
 
-def build_both(shards: Sequence[Path], folder: Path, *options: str) -> tuple[dict[str, bytes], dict[str, bytes], str]:
-    """The files of a build on a cluster from S3 to S3, those of a local build, and what the former printed."""
+def build_both(
+    shards: Sequence[Path], folder: Path, address: str, *options: str
+) -> tuple[dict[str, bytes], dict[str, bytes], str]:
+    """The files of a build on the cluster from S3 to S3, those of a local build, and what the former printed.
+
+    The cluster's nodes know nothing of the store: what the driver knows travels to its workers.
+    """
     source = folder / "in"
     source.mkdir()
     for shard in shards:
@@ -35,8 +40,8 @@ def build_both(shards: Sequence[Path], folder: Path, *options: str) -> tuple[dic
             server.make_bucket(bucket)
         for shard in shards:
             server.client().upload_file(str(shard), "cifar10-source", f"shards/{shard.name}")
-        with environ(environment(server.endpoint, 0)), ray_nodes(1, 1, connect=False) as cluster:
-            remote = ("s3://cifar10-source/shards", "s3://cifar10-output/dataset", "--ray", cluster.address)
+        with environ(environment(server.endpoint, 0)):
+            remote = ("s3://cifar10-source/shards", "s3://cifar10-output/dataset", "--ray", address)
             printed = _build(*remote, *options)
             store = open_store("s3://cifar10-output/dataset")
             there = {info.path: store.read(info.path) for info in store.list() if not info.path.startswith("runs/")}
@@ -69,9 +74,9 @@ def main() -> None:
     args = parser.parse_args()
     shards = sorted((Path(__file__).parents[3] / "shared" / "data" / "cifar10" / "train").glob("*.tar"))
     options = ["--limit-samples", str(args.limit_samples)] if args.limit_samples else []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ray_nodes(1, 1, connect=False) as cluster:
         started_s = time.monotonic()
-        there, here, printed = build_both(shards, Path(folder), *options)
+        there, here, printed = build_both(shards, Path(folder), cluster.address, *options)
         print(printed.strip())
         print(
             f"{len(there)} files, different: {different(there, here) or 'none'}; {time.monotonic() - started_s:.0f} s"

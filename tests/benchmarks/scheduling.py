@@ -23,10 +23,10 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from reinforce.builder import ShardReport
 from reinforce.config import BuildConfig
 from reinforce.runners.run_ray import run_ray
 from reinforce.runners.worker import Job, Lease, Status
+from reinforce.shard_report import ShardReport
 from reinforce.storage import Carried, ShardRef, open_store
 from tests.clusters import ray_nodes
 
