@@ -55,6 +55,10 @@ class Hand:
     def place(self) -> Place:
         return Place(self.name, self.node)
 
+    def is_coming(self, now: float) -> bool:
+        """Whether it is ready or soon will be, not one of those that wait and wait for room."""
+        return self.placed_at is not None or not self.is_queued or now - self.asked_at < _MOVE_AFTER_S
+
     def __str__(self) -> str:
         return f"{self.name} on node {self.node[:8] or '?'}"
 

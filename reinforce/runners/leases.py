@@ -94,7 +94,8 @@ class Leases:
     def take(self, place: Place, peers: Collection[Place], *, depth: int) -> ShardRef | None:
         """The next shard for a worker that may hold `depth`; None if there is none for it now.
 
-        `peers` are all workers that are ready. A second shard is taken only while more wait than there are workers.
+        `peers` are all workers, those that are starting too. A second shard is taken only while more wait than there
+        are workers.
         """
         held = self._held[place.worker]
         is_second = bool(held)

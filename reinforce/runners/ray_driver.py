@@ -18,7 +18,7 @@ from reinforce.runners.board import Board
 from reinforce.runners.cluster import alive_nodes
 from reinforce.runners.crew import Crew, Hand, how_it_died
 from reinforce.runners.failures import Failure, Outage
-from reinforce.runners.leases import Leases, Verdict
+from reinforce.runners.leases import Leases, Place, Verdict
 from reinforce.runners.ledger import Ledger
 from reinforce.runners.worker import Lease, Status
 from reinforce.shard_report import ShardReport
@@ -46,11 +46,12 @@ class Driver:
         self._start_failures: dict[str, str] = {}
         self._last_fault = ""
         self._num_usable = 0
+        self._has_lost = False
         self._outage = Outage()
 
     def run(self) -> None:
         while self.leases.num_open and not self._ledger.stopped:
-            if time.monotonic() - self._watched_at >= _WATCH_INTERVAL_S:
+            if self._has_lost or time.monotonic() - self._watched_at >= _WATCH_INTERVAL_S:
                 self._watch()
             self._lease()
             self._settle()
@@ -60,8 +61,7 @@ class Driver:
         """Gives every ready worker something to do, then something to fetch meanwhile."""
         if self._outage.is_on(time.monotonic()):
             return
-        ready = self._able()
-        peers = [hand.place for hand in ready]
+        ready, peers = self._able(), self._peers()
         for depth in range(1, _DEPTH + 1) if self.leases.num_waiting else ():
             for hand in ready:
                 if len(self.leases.held_by(hand.name)) >= depth:
@@ -77,6 +77,12 @@ class Driver:
         """The workers that may have leases: those of a node that is left out may not."""
         blocked = self.leases.blocked_nodes
         return [hand for hand in self._crew.ready if hand.node not in blocked]
+
+    def _peers(self) -> list[Place]:
+        """Where a shard may be tried, now or soon: one that failed waits for a worker that is starting elsewhere."""
+        blocked, now = self.leases.blocked_nodes, time.monotonic()
+        hands = [hand for hand in self._crew.hands.values() if hand.is_coming(now)]
+        return [hand.place for hand in hands if hand.node and hand.node not in blocked]
 
     def _settle(self) -> None:
         """Waits for an answer, then takes all that have come."""
@@ -107,7 +113,7 @@ class Driver:
         """Hires, asks everyone how it is doing, replaces who is stuck, shows the state of the run."""
         now = time.monotonic()
         self._forgive(now - self._watched_at)
-        self._watched_at = now
+        self._watched_at, self._has_lost = now, False
         nodes = alive_nodes()
         if now - self._carried_at >= _CARRY_INTERVAL_S:
             self._renew(now)
@@ -179,7 +185,7 @@ class Driver:
         def then(result: ShardReport | Failure) -> None:
             hand.progress_at = time.monotonic()
             if isinstance(result, Failure):
-                verdict = self.leases.failed(hand.place, ref.stem, result, [able.place for able in self._able()])
+                verdict = self.leases.failed(hand.place, ref.stem, result, self._peers())
                 self._judge(hand, ref.stem, result, verdict)
                 return
             self.leases.done(hand.place, ref.stem)
@@ -211,7 +217,7 @@ class Driver:
             self._died(hand, Failure("lost", f"its worker died ({reason})"))
 
     def _died(self, hand: Hand, failure: Failure) -> None:
-        peers = [other.place for other in self._able() if other is not hand]
+        peers = [place for place in self._peers() if place != hand.place]
         for stem, verdict in self.leases.died(hand.place, failure, peers, hand.status.stem).items():
             self._last_fault = failure.reason
             self._judge(hand, stem, failure, replace(verdict, retire=False))
@@ -232,6 +238,7 @@ class Driver:
     def _end(self, hand: Hand, why: str, *, with_node: bool = False) -> None:
         given_up = self.leases.vanished(hand.place, with_node=with_node)
         self._crew.dismiss(hand)
+        self._has_lost = True  # another is hired before anything is leased: what failed may wait for it
         self._crew.num_lost += 1
         self._ledger.log.event("worker_lost", worker=hand.name, node=hand.node, reason=why)
         self._ledger.progress.line(f"{hand} lost: {why}")
