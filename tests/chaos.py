@@ -157,7 +157,7 @@ def run_chaos(folder: Path, *, seed: int, num_events: int, num_shards: int, paus
             server.make_bucket(bucket)
         for path in sorted(source.glob("*.tar")):
             server.client().upload_file(str(path), "source", f"shards/{path.name}")
-        cluster = stack.enter_context(ray_nodes(1, 1, connect=False))
+        cluster = stack.enter_context(ray_nodes(1, 1))
         chaos = _Chaos(cluster, proxy, generator, folder / "driver.log")
         try:
             is_over = False

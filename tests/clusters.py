@@ -63,21 +63,27 @@ class RayNodes:
 
 
 @contextmanager
-def ray_nodes(*cpus: int, connect: bool = True) -> Iterator[RayNodes]:
-    """A cluster whose nodes have so many cores, and this process connected to it."""
-    import ray
-
+def ray_nodes(*cpus: int) -> Iterator[RayNodes]:
+    """A cluster whose nodes have so many cores."""
     cluster = RayNodes()
     try:
         for count in cpus:
             cluster.add(count)
-        if connect:
-            ray.init(address=cluster.address, _node_ip_address="127.0.0.1", log_to_driver=False, logging_level="error")
         yield cluster
     finally:
-        if connect:
-            ray.shutdown()
         cluster.close()
+
+
+@contextmanager
+def connected_to(cluster: RayNodes) -> Iterator[None]:
+    """This process connected to a cluster, as a driver on one of its nodes is."""
+    import ray
+
+    ray.init(address=cluster.address, _node_ip_address="127.0.0.1", log_to_driver=False, logging_level="error")
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextmanager

@@ -3,11 +3,15 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from tests.s3_server import FaultyProxy, S3Server, serve_s3
+
+if TYPE_CHECKING:
+    from tests.clusters import RayNodes
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
@@ -36,3 +40,21 @@ def proxy(server: S3Server) -> Iterator[FaultyProxy]:
     """A proxy in front of the server, which misbehaves as planned."""
     with FaultyProxy(server.endpoint) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def nodes() -> "Iterator[RayNodes]":
+    """A real Ray cluster of two nodes with a core each. Leave it as it was."""
+    from tests.clusters import ray_nodes
+
+    with ray_nodes(1, 1) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cluster(nodes: "RayNodes") -> "Iterator[RayNodes]":
+    """The same, and this process connected to it."""
+    from tests.clusters import connected_to
+
+    with connected_to(nodes):
+        yield nodes

@@ -25,7 +25,7 @@ from reinforce.runners.worker import Job, Lease
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.dataset import DatasetMismatchError
 from reinforce.storage import find_shards, open_store
-from tests.clusters import CONFIG, load_fakes, ray_nodes
+from tests.clusters import CONFIG, RayNodes, load_fakes
 from tests.fakes import files_of, run
 from tests.models import save_open_clip
 from tests.tars import pairs, write_tar
@@ -271,15 +271,14 @@ def test_the_command(workspace: Path) -> None:
     assert not (workspace / "out").exists()
 
 
-def test_a_worker_of_a_cluster_makes_the_trial(tmp_path: Path) -> None:
+def test_a_worker_of_a_cluster_makes_the_trial(cluster: RayNodes, tmp_path: Path) -> None:
     source = write_shards(tmp_path / "in", "abc", 12)
-    with ray_nodes(1):
-        planned = forecast_of(source, tmp_path / "out", address="auto", uris=[str(source)])
-        assert (planned.num_samples, planned.num_objects) == (36, 3 * NUM_FILES + 8)
-        (tmp_path / "out").mkdir()
-        run(plan_of(), source, tmp_path / "out", retry_failed=True)
-        with pytest.raises(DatasetMismatchError, match=f"^file://{tmp_path}/out/dataset.json was made differently"):
-            forecast_of(source, tmp_path / "out", {"seed": 1}, address="auto")
+    planned = forecast_of(source, tmp_path / "out", address=cluster.address, uris=[str(source)])
+    assert (planned.num_samples, planned.num_objects) == (36, 3 * NUM_FILES + 8)
+    (tmp_path / "out").mkdir()
+    run(plan_of(), source, tmp_path / "out", retry_failed=True)
+    with pytest.raises(DatasetMismatchError, match=f"^file://{tmp_path}/out/dataset.json was made differently"):
+        forecast_of(source, tmp_path / "out", {"seed": 1}, address=cluster.address)
 
 
 def test_a_forecast_of_real_images_and_teachers(shared: Path, tmp_path: Path) -> None:

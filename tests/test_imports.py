@@ -157,6 +157,5 @@ def test_training_loads_no_teacher_compute() -> None:
 
 
 def test_teacher_compute_is_noticed() -> None:
-    assert modules_after("import reinforce.student.train, reinforce.teachers") & TEACHER_COMPUTE
-    assert modules_after("import reinforce.runners") >= {"reinforce.teachers", "reinforce.captioners"}
+    assert modules_after("import reinforce.runners") & TEACHER_COMPUTE >= {"reinforce.teachers", "reinforce.captioners"}
     assert violations("from reinforce.teachers import Teacher", "student.train") == ["teachers"]

@@ -16,18 +16,12 @@ from reinforce.config import BuildConfig, ConfigError
 from reinforce.shards.dataset import DatasetMismatchError
 from reinforce.storage import open_store
 from tests.benchmarks.ray_s3 import build_both, different
-from tests.clusters import CONFIG, FailingWorker, NodeBoundWorker, RayNodes, load_fakes, ray_nodes, run_on_ray
+from tests.clusters import CONFIG, FailingWorker, NodeBoundWorker, RayNodes, load_fakes, run_on_ray
 from tests.fakes import files_of, run
 from tests.s3_server import serve_s3
 from tests.tars import pairs, write_tar
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayNodes]:
-    with ray_nodes(1, 1) as cluster:
-        yield cluster
 
 
 def write_shards(folder: Path, stems: str | list[str], num_samples: int = 9) -> Path:
@@ -97,14 +91,14 @@ def test_another_recipe_is_refused(cluster: RayNodes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("worker_class", [NodeBoundWorker, FailingWorker])
 def test_a_black_hole_node_costs_no_shard(cluster: RayNodes, tmp_path: Path, worker_class: type) -> None:
-    source = write_shards(tmp_path / "in", [f"slow-{index:02d}" for index in range(14)])
+    source = write_shards(tmp_path / "in", [f"slow-{index:02d}" for index in range(10)])
     broken = cluster.add(2, broken=1)
     try:
         summary = run_on_ray(source, tmp_path / "out", worker_class=worker_class)
     finally:
         cluster.remove(-1)
     assert summary.failed == {}
-    assert len(list((tmp_path / "out" / "samples").iterdir())) == 14
+    assert len(list((tmp_path / "out" / "samples").iterdir())) == 10
     ends = events(tmp_path / "out", "worker_lost")
     lost = [event["node"] for event in ends if event["reason"] != "its node is gone"]  # of an earlier test
     assert lost == [broken] * len(lost)

@@ -5,7 +5,6 @@ import json
 import pickle
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ from reinforce.student.checkpoint import CHECKPOINT_FILE, read_progress
 from reinforce.student.models import load_student
 from reinforce.student.run import TrainingError
 from reinforce.student.train import TrainingSummary
-from tests.clusters import RayNodes, ray_nodes
+from tests.clusters import RayNodes
 from tests.students import build_dataset, plan_of, read
 from tests.test_student_train import losses, recipe, torchrun
 
@@ -29,12 +28,6 @@ from tests.test_student_train import losses, recipe, torchrun
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_dataset(tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayNodes]:
-    with ray_nodes(1, 1, 1) as running:
-        yield running
 
 
 def train(dataset: Path, output: Path, *, said: io.StringIO | None = None, **student: Any) -> TrainingSummary:
@@ -105,6 +98,7 @@ def test_two_processes_and_a_lost_node_give_the_curve_of_torchrun(
         has_room = {node for node, free in available_resources_per_node().items() if free.get("CPU")}
         cluster.remove(next(index for index, node in enumerate(cluster.nodes) if node.node_id not in has_room))
 
+    cluster.add(1)
     thread = threading.Thread(target=lose_a_node)
     thread.start()
     said = io.StringIO()

@@ -74,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     shards = sorted((Path(__file__).parents[3] / "shared" / "data" / "cifar10" / "train").glob("*.tar"))
     options = ["--limit-samples", str(args.limit_samples)] if args.limit_samples else []
-    with tempfile.TemporaryDirectory() as folder, ray_nodes(1, 1, connect=False) as cluster:
+    with tempfile.TemporaryDirectory() as folder, ray_nodes(1, 1) as cluster:
         started_s = time.monotonic()
         there, here, printed = build_both(shards, Path(folder), cluster.address, *options)
         print(printed.strip())

@@ -28,7 +28,7 @@ from reinforce.runners.run_ray import run_ray
 from reinforce.runners.worker import Job, Lease, Status
 from reinforce.shard_report import ShardReport
 from reinforce.storage import Carried, ShardRef, open_store
-from tests.clusters import ray_nodes
+from tests.clusters import connected_to, ray_nodes
 
 SHARDS_A_WORKER = 40
 LONGEST_MS, SHORTEST_MS = 3000, 1000
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--workers-a-node", type=int, default=4)
     args = parser.parse_args()
-    with ray_nodes(4):
+    with ray_nodes(4) as cluster, connected_to(cluster):
         wall_s, cpu_s = run([0] * args.shards, 4)
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
@@ -99,7 +99,7 @@ def main() -> None:
     num_workers = args.nodes * args.workers_a_node
     generator = random.Random(0)
     sizes = [generator.randint(SHORTEST_MS, LONGEST_MS) for _ in range(SHARDS_A_WORKER * num_workers)]
-    with ray_nodes(*[args.workers_a_node] * args.nodes):
+    with ray_nodes(*[args.workers_a_node] * args.nodes) as cluster, connected_to(cluster):
         assert ray.cluster_resources()["CPU"] == num_workers
         wall_s, cpu_s = run(sizes, num_workers)
     efficiency = sum(sizes) / 1000 / num_workers / wall_s
