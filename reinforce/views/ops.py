@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Int, UInt8, UInt16
+from jaxtyping import Float32, Int, UInt8, UInt16
+from PIL import Image
 
 from reinforce.sample import Pixels, ViewOp
 
@@ -65,52 +66,42 @@ def _rotate(image: Pixels, value: float) -> Pixels:
 
 def _affine(image: Pixels, matrix: tuple[float, float, float, float, float, float]) -> Pixels:
     """Output pixel centre (x, y) shows the source pixel that holds (a x + b y + c, d x + e y + f)."""
-    size = len(image)
-    a, b, c, d, e, f = matrix
-    # Accumulating rounded steps, not rounding each position, is what makes the source pixel Pillow's in every case.
-    steps = np.arange(size, dtype=np.int32)
-    source_x = (_fixed(c + a * 0.5 + b * 0.5) + _fixed(b) * steps[:, None] + _fixed(a) * steps) >> 16
-    source_y = (_fixed(f + d * 0.5 + e * 0.5) + _fixed(e) * steps[:, None] + _fixed(d) * steps) >> 16
-    # As unsigned numbers, negative positions are beyond the last pixel too.
-    is_outside = (source_x.view(np.uint32) >= size) | (source_y.view(np.uint32) >= size)
-    position = source_y * np.int32(size) + source_x
-    np.putmask(position, is_outside, size * size)
-    black_at_end = np.zeros((size * size + 1, 3), dtype=np.uint8)
-    black_at_end[:-1] = image.reshape(-1, 3)
-    return black_at_end.take(position, axis=0)
-
-
-def _fixed(value: float) -> int:
-    return math.floor(value * 65536.0 + 0.5)
+    moved = Image.fromarray(image).transform(image.shape[:2], Image.Transform.AFFINE, matrix)
+    return np.array(moved)
 
 
 def _brightness(image: Pixels, value: float) -> Pixels:
-    return _blend_table(0, value).take(image)
+    return _blend(np.float32(0), image, value)
 
 
 def _contrast(image: Pixels, value: float) -> Pixels:
     grey = _grey(image)
-    mean = int(int(grey.sum(dtype=np.int64)) / grey.size + 0.5)
-    return _blend_table(mean, value).take(image)
+    mean = int(int(grey.sum(dtype=np.uint32)) / grey.size + 0.5)
+    return _blend(np.float32(mean), image, value)
 
 
 def _color(image: Pixels, value: float) -> Pixels:
-    return _blend(np.repeat(_grey(image), 3).reshape(image.shape), image, value)
+    grey = _grey(image)
+    base = np.empty(image.shape, dtype=np.float32)
+    for channel in range(3):  # numpy broadcasts along a last axis of three values one by one
+        base[:, :, channel] = grey
+    return _blend(base, image, value)
 
 
 def _sharpness(image: Pixels, value: float) -> Pixels:
-    return _blend(_smooth(image), image, value)
-
-
-def _blend_table(degenerate: int, value: float) -> Table:
-    return _blend(np.full(256, degenerate, dtype=np.uint8), np.arange(256, dtype=np.uint8), value)
+    size = len(image)
+    if size < 3:
+        return image
+    result = image.copy()
+    inner = result.reshape(size, -1)[1:-1, 3:-3]
+    inner[:] = _blend(_smooth(image), inner, value)
+    return result
 
 
 def _blend(
-    degenerate: UInt8[np.ndarray, "*shape"], image: UInt8[np.ndarray, "*shape"], value: float
-) -> UInt8[np.ndarray, "*shape"]:
-    """`degenerate` + (1 + value) (`image` - `degenerate`) in float32, clipped, truncated."""
-    base = degenerate.astype(np.float32)
+    base: Float32[np.ndarray, "#rows #values"] | np.float32, image: UInt8[np.ndarray, "rows values"], value: float
+) -> UInt8[np.ndarray, "rows values"]:
+    """`base` + (1 + value) (`image` - `base`) in float32, clipped, truncated."""
     mixed = image - base
     mixed *= np.float32(1.0 + value)
     mixed += base
@@ -119,22 +110,23 @@ def _blend(
 
 
 def _grey(image: Pixels) -> Grey:
-    """ITU-R 601-2 luma with weights of 16 bits, rounded. Exact: no term or sum needs more than float32's 24 bits."""
-    total = image[:, :, 0] * np.float32(19595 / 65536)
-    total += image[:, :, 1] * np.float32(38470 / 65536)
-    total += image[:, :, 2] * np.float32(7471 / 65536)
-    total += np.float32(0.5)
-    return total.astype(np.uint8)
+    """ITU-R 601-2 luma with weights of 16 bits, rounded: (19595 R + 38470 G + 7471 B + 32768) >> 16."""
+    return np.asarray(Image.fromarray(image).convert("L"))
 
 
-def _smooth(image: Pixels) -> Pixels:
-    """The 3 x 3 mean in which the centre counts 5 of 13, rounded; the border pixels stay as they are."""
-    wide = image.astype(np.uint16)
-    rows = wide[:-2] + wide[1:-1] + wide[2:]
-    total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * wide[1:-1, 1:-1]
-    smooth = image.copy()
-    smooth[1:-1, 1:-1] = (2 * total + 13) // 26
-    return smooth
+def _smooth(image: Pixels) -> Float32[np.ndarray, "inner_rows inner_values"]:
+    """The 3 x 3 mean in which the centre counts 5 of 13, rounded, of all pixels but the border's."""
+    # In 16 bits, along rows of values: a neighbouring pixel is three values away.
+    wide = image.reshape(len(image), -1).astype(np.uint16)
+    rows = wide[:-2] + wide[1:-1]
+    rows += wide[2:]
+    total = rows[:, :-6] + rows[:, 3:-3]
+    total += rows[:, 6:]
+    total += wide[1:-1, 3:-3] << np.uint16(2)
+    total += total
+    total += np.uint16(13)
+    total //= np.uint16(26)
+    return total.astype(np.float32)
 
 
 def _posterize(image: Pixels, value: float) -> Pixels:
@@ -143,22 +135,25 @@ def _posterize(image: Pixels, value: float) -> Pixels:
 
 
 def _solarize(image: Pixels, value: float) -> Pixels:
-    levels = np.arange(256)
-    return np.where(levels < value, levels, 255 - levels).astype(np.uint8).take(image)
+    # 255 - x is x with all bits flipped.
+    flipped = (image >= math.ceil(value)).view(np.uint8) * np.uint8(255)
+    return image ^ flipped
 
 
 def _auto_contrast(image: Pixels, value: float) -> Pixels:
     # Columns first: numpy reduces long rows with vector instructions, and runs of three values one by one.
     lows = image.min(axis=0).min(axis=0).tolist()
     highs = image.max(axis=0).max(axis=0).tolist()
-    tables = [_stretch_table(low, high) for low, high in zip(lows, highs, strict=True)]
-    return np.concatenate(tables).take(_by_channel(image))
+    bounds = list(zip(lows, highs, strict=True))
+    if all(bound == (0, 255) for bound in bounds):
+        return image
+    return np.concatenate([_stretch_table(low, high) for low, high in bounds]).take(_by_channel(image))
 
 
 def _equalize(image: Pixels, value: float) -> Pixels:
-    levels = _by_channel(image)
-    histograms = np.bincount(levels.ravel(), minlength=3 * 256).reshape(3, 256)
-    return np.concatenate([_equalize_table(histogram) for histogram in histograms]).take(levels)
+    histograms = np.array(Image.fromarray(image).histogram()).reshape(3, 256)
+    tables = [_equalize_table(histogram) for histogram in histograms]
+    return np.concatenate(tables).take(_by_channel(image))
 
 
 def _by_channel(image: Pixels) -> UInt16[np.ndarray, "size size 3"]:

@@ -93,10 +93,14 @@ def _render_box(image: RGB, box: Box, size: int) -> Pixels:
 
 
 def _resize(image: RGB, height: int, width: int) -> RGB:
-    """The whole of `image` at another size, by torch."""
-    # torch warns about memory it may not write to, as Pillow's images are.
-    owned = np.require(image, requirements=["C_CONTIGUOUS", "WRITEABLE"])
-    channels_last = torch.from_numpy(owned).permute(2, 0, 1).unsqueeze(0)
+    """The whole of `image` at another size, by torch, read where it lies: a crop is not copied first."""
+    if image.strides[1:] != (3, 1) or not image.flags.writeable:
+        # torch warns about memory it may not write to.
+        image = np.require(image, requirements=["C_CONTIGUOUS", "WRITEABLE"])
+    rows, columns, row_bytes = image.shape[0], image.shape[1], image.strides[0]
+    # Only with the stride that a second image would have does torch see channels-last, and answer in kind: what it
+    # answers in planes takes longer to put together again than to resize.
+    channels_last = torch.from_numpy(image).as_strided((1, 3, rows, columns), (rows * row_bytes, 1, row_bytes, 3))
     resized = torch.nn.functional.interpolate(channels_last, size=(height, width), mode="bicubic", antialias=True)
     return np.ascontiguousarray(resized.squeeze(0).permute(1, 2, 0).numpy())
 
