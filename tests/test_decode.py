@@ -1,6 +1,7 @@
 """Images as the web has them: RGB, upright, or a drop with its reason."""
 
 import io
+import random
 import warnings
 
 import numpy as np
@@ -63,6 +64,34 @@ def test_exif_orientation_is_applied(orientation: int, upright: object) -> None:
     exif[0x0112] = orientation
     data = encode(Image.fromarray(PIXELS), "PNG", exif=exif)
     np.testing.assert_array_equal(decoded(data), upright(PIXELS))  # type: ignore[operator]
+
+
+def test_a_turned_jpeg_is_turned() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.fromarray(PIXELS), "JPEG", exif=exif, quality=95)
+    np.testing.assert_array_equal(
+        decoded(data), np.rot90(decoded(encode(Image.fromarray(PIXELS), "JPEG", quality=95)), 3)
+    )
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpegs_have_the_pixels_of_pillow(subsampling: int, progressive: bool) -> None:
+    image = Image.open(io.BytesIO(image_bytes(3, 97, 61)))
+    data = encode(image, "JPEG", quality=80, subsampling=subsampling, progressive=progressive)
+    # Damage too: what is still an image must be the same image.
+    rng = random.Random(7)
+    for position in [None, *(rng.randrange(200, len(data)) for _ in range(60))]:
+        damaged = bytearray(data)
+        if position is not None:
+            damaged[position] ^= 1 << rng.randrange(8)
+        try:
+            expected = np.asarray(Image.open(io.BytesIO(damaged)).convert("RGB"))
+        except OSError:
+            assert isinstance(decode(bytes(damaged), LIMIT), Drop)
+        else:
+            np.testing.assert_array_equal(decoded(bytes(damaged)), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
