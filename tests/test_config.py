@@ -7,6 +7,8 @@ import yaml
 
 from reinforce.config import ConfigError, ViewPolicy, builtin_recipes, load_recipe, parse_recipe
 
+OPENAI = {"kind": "openai", "model": "m", "prompt": "p", "endpoint": "http://host/v1"}
+
 
 @pytest.mark.parametrize("name", sorted(builtin_recipes()))
 def test_every_recipe_that_comes_along_is_valid(name: str) -> None:
@@ -66,6 +68,11 @@ def test_paths_resolve_against_the_recipe_and_hub_names_do_not(tmp_path: Path) -
         ),
         ({"captioners": {"c": {"kind": "open_clip", "model": "a:b", "checkpoint": "c"}}}, "needs a bare open_clip"),
         ({"captioners": {"c": {"kind": "open_clip", "model": "a", "revision": "b"}}}, "revision is no field of kind"),
+        ({"captioners": {"c": OPENAI | {"endpoint": None}}}, "kind openai needs endpoint"),
+        ({"captioners": {"c": OPENAI | {"prompt": ""}}}, "kind openai needs prompt"),
+        ({"captioners": {"c": OPENAI | {"model": None}}}, "kind openai needs model"),
+        ({"captioners": {"c": OPENAI | {"precision": "bf16"}}}, "precision is no field of kind openai"),
+        ({"captioners": {"c": OPENAI | {"endpoint": "h:8000/v1"}}}, "endpoint: must be a base URL such as"),
         ({"source": {"captions": ["csv"]}}, "caption field 'csv' must be 'txt' or 'json.FIELD'"),
         ({"source": {"modalities": {"t": "jpg"}}}, "suffix 'jpg' is not a modality's"),
         ({"source": {"modalities": {"t": "ir.jpg", "u": "IR.jpg"}}}, "two modalities have one suffix"),
@@ -78,6 +85,22 @@ def test_a_mistake_names_its_field(build: dict[str, object], message: str) -> No
         parse_recipe({"build": build})
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("endpoint", "http://me:s3cret@host:8000/v1"),
+        ("endpoint", "https://host/v1?key=s3cret"),
+        ("endpoint", "s3cret://host"),
+        ("api_key_env", "sk-s3cret"),
+        ("api_key_env", "s3cret"),
+    ],
+)
+def test_a_secret_in_a_recipe_is_refused_and_not_repeated(field: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"build.captioners.c.{field}: must ") as raised:
+        parse_recipe({"build": {"captioners": {"c": OPENAI | {field: value}}}})
+    assert "s3cret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("content", ["- a list", "a: [unclosed", "\x00", "just text"])

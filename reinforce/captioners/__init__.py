@@ -47,6 +47,10 @@ class Captioner(Protocol):
     def micro_batch(self) -> int | None:
         """Samples of a forward pass, fewer since the device ran out of memory; None if it takes any number."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether another machine does the work, and the device of this one could do something else meanwhile."""
+
     def describe(self) -> dict[str, Any]:
         """JSON data for signal.json: what it is, where it came from, how it samples."""
         ...
@@ -61,7 +65,10 @@ class Captioner(Protocol):
 
 
 def load_captioner(name: str, config: CaptionerConfig, *, device: torch.device, batch_size: int) -> Captioner:
-    """Loads the captioner that a recipe calls `name`, for micro-batches of `batch_size`. Raises `ModelError`."""
+    """Loads the captioner that a recipe calls `name`, for micro-batches of `batch_size`.
+
+    Raises `ModelError`; `EndpointError`, a `StorageError`, where a server does not answer.
+    """
     if config.kind == "files":
         from reinforce.captioners.files import load_files_captioner
 
@@ -70,6 +77,10 @@ def load_captioner(name: str, config: CaptionerConfig, *, device: torch.device, 
         from reinforce.captioners.open_clip import OpenClipCaptioner
 
         return OpenClipCaptioner(name, config, device=device, batch_size=batch_size)
+    if config.kind == "openai":
+        from reinforce.captioners.openai import OpenAICaptioner
+
+        return OpenAICaptioner(name, config)
     from reinforce.captioners.transformers import TransformersCaptioner
 
     return TransformersCaptioner(name, config, device=device, batch_size=batch_size)
@@ -80,6 +91,7 @@ class FakeCaptioner:
 
     field: str | None = None
     micro_batch: int | None = None
+    is_remote = False
 
     def __init__(self, name: str = "fake", *, image_size: int | None = 32, num_captions: int = 2) -> None:
         self.name, self.image_size, self.num_captions = name, image_size, num_captions

@@ -37,6 +37,7 @@ class FieldCaptioner:
 
     image_size: int | None = None
     micro_batch: int | None = None
+    is_remote = False
 
     def __init__(self, name: str, field: str, num_captions: int) -> None:
         self.name, self.num_captions, self.field = name, num_captions, field
@@ -56,6 +57,7 @@ class ParquetCaptioner:
 
     image_size: int | None = None
     micro_batch: int | None = None
+    is_remote = False
     field: str | None = None
 
     def __init__(self, name: str, path: str, table: pa.Table, sha256: str, num_captions: int) -> None:

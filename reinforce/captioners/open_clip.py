@@ -25,6 +25,7 @@ class OpenClipCaptioner:
     """A CoCa model that continues `prompt` (which stays part of the caption)."""
 
     field: str | None = None
+    is_remote = False
 
     def __init__(self, name: str, config: CaptionerConfig, *, device: torch.device, batch_size: int) -> None:
         import open_clip

@@ -33,6 +33,7 @@ class TransformersCaptioner:
     """An image-text-to-text model. `prompt` is continued (and kept) by image-to-text models, answered by the others."""
 
     field: str | None = None
+    is_remote = False
 
     def __init__(self, name: str, config: CaptionerConfig, *, device: torch.device, batch_size: int) -> None:
         assert config.model is not None, "CaptionerConfig checks it"

@@ -2,6 +2,7 @@
 
 import re
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -17,6 +18,22 @@ def _check_caption_field(field: str) -> str:
 def _check_checkpoint(model: str | None, checkpoint: str | None) -> None:
     if checkpoint and ":" in (model or ""):
         raise ValueError(f"checkpoint needs a bare open_clip architecture as model, not {model!r}")
+
+
+def _check_endpoint(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be a base URL such as http://host:8000/v1")
+    # Not shown: what is here and should not be is a secret.
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("must hold no user, password, query or fragment; a key goes into the variable of api_key_env")
+    return endpoint.rstrip("/")
+
+
+def _check_variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+        raise ValueError("must be the NAME of an environment variable, in capitals, that holds the key")
+    return name
 
 
 CaptionField = Annotated[str, AfterValidator(_check_caption_field)]
@@ -114,15 +131,15 @@ class TeacherConfig(Strict):
 class CaptionerConfig(Strict):
     """A model that writes captions of the clean view, or a place where captions already are."""
 
-    kind: Literal["transformers", "open_clip", "files"]
+    kind: Literal["transformers", "open_clip", "files", "openai"]
     model: str | None = None
-    """As a teacher's `model`."""
+    """As a teacher's `model`; openai: the name that the server knows it by."""
     checkpoint: str | None = None
     sha256: Sha256 | None = None
     revision: str | None = None
     precision: Precision = "fp32"
     prompt: str = ""
-    """Text the caption continues (open_clip, image-to-text), or the user's turn (chat-template models)."""
+    """Text the caption continues (open_clip, image-to-text), or the user's turn (chat-template models, openai)."""
     num_captions: int = Field(2, ge=1, le=99)
     max_new_tokens: int = Field(30, ge=1, le=1024)
     top_p: float = Field(0.9, gt=0, le=1)
@@ -132,6 +149,18 @@ class CaptionerConfig(Strict):
     """files: Parquet files with columns `key`, `captions` and, if keys repeat across shards, `stem`."""
     field: str | None = None
     """files: `json.FIELD` of the source sample, instead of `path`."""
+    endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = None
+    """openai: the base URL of the API, such as `http://host:8000/v1`."""
+    api_key_env: Annotated[str, AfterValidator(_check_variable)] = "OPENAI_API_KEY"
+    """openai: the environment variable that holds the key; if it is not set none is sent."""
+    image_size: int = Field(384, ge=1, le=4096)
+    """openai: the side of the clean view that is sent."""
+    concurrency: int = Field(16, ge=1, le=1024)
+    """openai: requests in flight, of each worker."""
+    timeout_s: float = Field(60, gt=0)
+    """openai: how long one request may take."""
+    retries: int = Field(5, ge=0)
+    """openai: further attempts at a request that failed in a way that may pass."""
 
     @model_validator(mode="after")
     def _check_fields_of_kind(self) -> Self:
@@ -139,6 +168,8 @@ class CaptionerConfig(Strict):
             raise ValueError("kind files needs either path or field")
         if self.kind != "files" and self.model is None:
             raise ValueError(f"kind {self.kind} needs model")
+        if self.kind == "openai" and (self.endpoint is None or not self.prompt):
+            raise ValueError(f"kind openai needs {'endpoint' if self.endpoint is None else 'prompt'}")
         if self.kind == "open_clip":
             _check_checkpoint(self.model, self.checkpoint)
         if self.field is not None:
@@ -148,10 +179,11 @@ class CaptionerConfig(Strict):
         return self
 
 
-_OF_MODELS = {"model", "sha256", "precision", "prompt", "num_captions", "max_new_tokens", "top_p", "temperature"}
+_SAMPLING = {"kind", "model", "prompt", "num_captions", "max_new_tokens", "top_p", "temperature"}
 _FIELDS_OF_CAPTIONERS = {
-    "transformers": {"kind", "revision", *_OF_MODELS},
-    "open_clip": {"kind", "checkpoint", *_OF_MODELS},
+    "transformers": {"sha256", "precision", "revision", *_SAMPLING},
+    "open_clip": {"sha256", "precision", "checkpoint", *_SAMPLING},
+    "openai": {"endpoint", "api_key_env", "image_size", "concurrency", "timeout_s", "retries", *_SAMPLING},
     "files": {"kind", "path", "field", "sha256", "num_captions"},
 }
 

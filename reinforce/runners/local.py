@@ -14,6 +14,7 @@ from reinforce.runners.failures import MAX_ATTEMPTS, Failure
 from reinforce.runners.ledger import Ledger
 from reinforce.runners.summary import BuildSummary
 from reinforce.storage import Store, open_spool
+from reinforce.weights import ModelError
 
 
 def run_local(
@@ -26,7 +27,8 @@ def run_local(
 ) -> BuildSummary:
     """Reinforces shards one after another in this process.
 
-    Raises OSError when there is no room left on a disk: it would happen to every shard.
+    Raises OSError when there is no room left on a disk, `ModelError` when a model is gone: it would happen to every
+    shard.
     """
     times = StageTimes()
     progress = Progress(len(tasks), sum(task.shard.size for task in tasks), times, console)
@@ -61,7 +63,8 @@ def _attempt(shard: PreparedShard, plan: BuildPlan, output: Store, spool: Path, 
         report = reinforce_images(shard, plan, output, spool=spool, times=progress.times, on_batch=progress.batch)
     except Exception as error:
         failure = Failure.of(error)
-        if failure.kind == "disk":
+        # A model that worked when it was loaded has gone: the server that it is behind knows it, or the key, no more.
+        if failure.kind == "disk" or isinstance(error, ModelError):
             raise
         return failure
     ledger.done(report, shard.task.shard.size)
