@@ -188,6 +188,7 @@ def test_the_environment_of_hubs_and_other_clouds_goes_along(monkeypatch: pytest
         if name.startswith(("HF_", "AZURE_", "GOOGLE_")):
             monkeypatch.delenv(name)
     ours = {"HF_TOKEN": "hf_secret", "AZURE_STORAGE_ACCOUNT_NAME": "account", "GOOGLE_SERVICE_ACCOUNT": "/key.json"}
+    ours["OPENAI_API_KEY"] = "sk-secret"
     for name, value in {**ours, "HF_HOME": "/here", "AWS_PROFILE": "in"}.items():
         monkeypatch.setenv(name, value)
     carried = carry(["gs://bucket/x", "az://container/y"])

@@ -13,9 +13,9 @@ from typing import Any
 from . import aws
 from .location import Location, parse_location
 
-ENVIRONMENT = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+ENVIRONMENT = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "OPENAI_API_KEY")
 ENVIRONMENT_PREFIXES = ("AZURE_", "GOOGLE_")
-"""Names of variables that hubs, Azure and Google Cloud Storage are reached by."""
+"""Names of variables that hubs, captioning servers, Azure and Google Cloud Storage are reached by."""
 
 ROLES_OF_MACHINES = ("iam-role", "container-role")
 """botocore's names for credentials that belong to a machine or container and are renewed there."""
