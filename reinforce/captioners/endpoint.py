@@ -117,14 +117,14 @@ class Endpoint:
             data = None if body is None else body()
             for attempt in range(retries + 1):
                 try:
-                    return _parsed(parse, await self._send(path, data))
+                    return self._parsed(parse, await self._send(path, data))
                 except _PassingError as error:
                     problem, retry_after_s = str(error), error.retry_after_s
                 if attempt < retries:
                     backoff_s = min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S) * random.uniform(0.5, 1)
                     await asyncio.sleep(max(retry_after_s, backoff_s))
         advice = "see that the server runs, or raise timeout_s or retries"
-        raise EndpointError(self._one_line(f"{self._title}: {retries + 1} attempts failed ({problem}); {advice}"))
+        raise EndpointError(f"{self._title}: {retries + 1} attempts failed ({problem}); {advice}")
 
     async def _send(self, path: str, data: bytes | None) -> bytes:
         """One attempt."""
@@ -135,21 +135,29 @@ class Endpoint:
         except TimeoutError as error:
             raise _PassingError(str(error) or f"no answer within {self._timeout_s:g} s") from None
         except aiohttp.ClientResponseError as error:  # its text holds a proxy's URL, password and all
-            raise _PassingError(f"{error.status}: {error.message}") from None
+            raise _PassingError(f"{error.status}: {self._shown(error.message)}") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise _PassingError(str(error) or type(error).__name__) from None
+            raise _PassingError(self._shown(str(error) or type(error).__name__)) from None
         status = response.status
         if 200 <= status < 300:
             return answer
-        said = f"{status}: {_message(answer)}"
+        said = f"{status}: {self._shown(_message(answer))}"
         if status in _PASSING or (status >= 500 and status != 501):
             raise _PassingError(said, _seconds(response.headers.get("Retry-After", "")))
         refused = RefusedError if status in _REFUSED else ModelError
-        raise refused(self._one_line(f"{self._title}: {said}{self._hints.get(status, '')}"))
+        raise refused(f"{self._title}: {said}{self._hints.get(status, '')}")
 
-    def _one_line(self, text: str) -> str:
+    def _parsed(self, parse: Callable[[bytes], T], answer: bytes) -> T:
+        try:
+            return parse(answer)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            shown = self._shown(_message(answer))
+            raise _PassingError(f"an answer that is none of this API: {shown}") from None
+
+    def _shown(self, text: str) -> str:
         # A server may repeat the key that it was sent.
-        return " ".join((text.replace(self._key, "***") if self._key else text).split())
+        text = " ".join((text.replace(self._key, "***") if self._key else text).split())
+        return text[:200] or "no message"
 
     async def _open(self) -> aiohttp.ClientSession:
         self._slots = asyncio.Semaphore(self._concurrency)
@@ -181,13 +189,6 @@ def _proxy_of(url: str) -> str | None:
     return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
-def _parsed(parse: Callable[[bytes], T], answer: bytes) -> T:
-    try:
-        return parse(answer)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise _PassingError(f"an answer that is none of this API: {_message(answer)[:80]}") from None
-
-
 def _seconds(retry_after: str) -> float:
     """`Retry-After` as seconds; 0 if it is a date or nothing."""
     return min(float(retry_after), LONGEST_RETRY_AFTER_S) if retry_after.strip().isdecimal() else 0.0
@@ -202,4 +203,4 @@ def _message(answer: bytes) -> str:
         text = str(error.get("message") or error.get("detail") or text) if isinstance(error, dict) else str(error)
     except (ValueError, AttributeError):
         pass
-    return " ".join(text.split())[:300] or "no message"
+    return text

@@ -159,7 +159,7 @@ class CaptionerConfig(Strict):
     """openai: requests in flight, of each worker."""
     timeout_s: float = Field(60, gt=0)
     """openai: how long one request may take."""
-    retries: int = Field(5, ge=0)
+    retries: int = Field(5, ge=0, le=100)
     """openai: further attempts at a request that failed in a way that may pass."""
 
     @model_validator(mode="after")
