@@ -5,6 +5,7 @@ batch size. So a dataset moved, or a teacher fetched from elsewhere, is still th
 """
 
 import platform
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,6 +138,8 @@ class BuildPlan(BuildOutline):
             raise ConfigError("build.teachers: empty; a build needs at least one teacher or captioner")
         self.teachers = tuple(teachers)
         self.captioners = tuple(captioners)
+        self.load_s = 0.0
+        """Seconds that loading the models took, compiling them included."""
 
     @cached_property
     def signals(self) -> dict[Signal, SignalPlan]:
@@ -192,14 +195,20 @@ def load_plan(
     config: BuildConfig, *, selection: Selection | None = None, limit_samples: int | None = None
 ) -> BuildPlan:
     """Loads the models of a recipe onto its device. Raises `ModelError`."""
+    start = time.perf_counter()
     torch.set_num_threads(config.threads)
     device = resolve_device(config.device)
     size = config.batch_size
-    teachers = [load_teacher(name, model, device=device, batch_size=size) for name, model in config.teachers.items()]
+    teachers = [
+        load_teacher(name, model, device=device, batch_size=size, compiled=config.compile)
+        for name, model in config.teachers.items()
+    ]
     captioners = [
         load_captioner(name, model, device=device, batch_size=size) for name, model in config.captioners.items()
     ]
-    return BuildPlan(config, teachers, captioners, selection=selection, limit_samples=limit_samples)
+    plan = BuildPlan(config, teachers, captioners, selection=selection, limit_samples=limit_samples)
+    plan.load_s = time.perf_counter() - start
+    return plan
 
 
 def software() -> dict[str, str]:

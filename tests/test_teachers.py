@@ -16,7 +16,8 @@ from transformers import AutoModel, AutoProcessor
 import reinforce
 from reinforce.config import BuildConfig, TeacherConfig
 from reinforce.plan import BuildPlan, load_plan
-from reinforce.teachers import ClipTeacher, _Clip, load_teacher
+from reinforce.teachers import ClipTeacher, load_teacher
+from reinforce.teachers.loading import ClipModel
 from reinforce.weights import ModelError, check_sha256, resolve_device
 from tests import models
 from tests.fakes import run
@@ -144,14 +145,14 @@ def test_neighbours_of_bad_samples_are_unchanged_in_a_build(
     np.testing.assert_allclose(tables["bad"][1][is_there], tables["good"][1][rows][is_there], atol=1e-3)
 
 
-def overflowing_clip(weight: float) -> _Clip:
+def overflowing_clip(weight: float) -> ClipModel:
     """Multiplies what half precision cannot hold; a zero image gives nothing at all."""
     matrix = torch.full((3, 4), weight)
-    return _Clip(
+    return ClipModel(
         module=torch.nn.Identity(),
         encode_image=lambda pixels: pixels.mean(dim=(2, 3)) @ matrix,
-        encode_text=lambda tokens: torch.ones(len(tokens["text"]), 4),
-        tokenize=lambda texts, length: {"text": torch.zeros(len(texts), length, dtype=torch.long)},
+        encode_text=lambda ids: torch.ones(len(ids), 4),
+        tokenize=lambda texts, length: torch.zeros(len(texts), length, dtype=torch.long),
         image_size=8,
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
@@ -163,7 +164,7 @@ def overflowing_clip(weight: float) -> _Clip:
 
 
 def test_what_overflows_is_retried_in_fp32_and_else_null(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reinforce.teachers.autocast_dtype", lambda precision, device: torch.float16)
+    monkeypatch.setattr("reinforce.teachers.clip.autocast_dtype", lambda precision, device: torch.float16)
     views = np.full((3, 8, 8, 3), 255, np.uint8)
     views[1] = 0
     config = TeacherConfig(model="x", precision="fp16")

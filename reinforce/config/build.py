@@ -222,4 +222,6 @@ class BuildConfig(Strict):
     """Decode and render threads; default: the cores that the models leave, at least one."""
     device: str = "auto"
     """`auto` (cuda, else cpu), `cpu`, `cuda`, `cuda:N`."""
+    compile: bool = False
+    """Whether the image towers of teachers are compiled when they are loaded: minutes of start for shorter passes."""
     ray: RayConfig = RayConfig()

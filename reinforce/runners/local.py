@@ -31,6 +31,7 @@ def run_local(
     shard.
     """
     times = StageTimes()
+    times.seconds["start"] = plan.load_s
     progress = Progress(len(tasks), sum(task.shard.size for task in tasks), times, console)
     ledger = Ledger(output, progress, num_shards=len(tasks), failed_before=failed_before or set())
     reasons: dict[str, list[str]] = {}

@@ -1,0 +1,39 @@
+"""Weights in the type that autocast computes in."""
+
+import torch
+from torch import nn
+
+_MATRICES = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    """Casts in place, once, what autocast would cast at every pass: the weights of linear, convolution and attention.
+
+    Under autocast the results stay the same bit by bit; everything else, as the weights of normalisations, stays fp32.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            _cast(part, ("weight", "bias"), dtype)
+        # Not the bias of attention: were all of one type, torch could take a path of its own with other rounding.
+        _cast(part, _MATRICES, dtype)
+        # open_clip's text towers would else take the type of a weight for that of their activations.
+        if hasattr(part, "get_cast_dtype"):
+            part.get_cast_dtype = _fp32
+
+
+def lay_out_for_cuda(module: nn.Module) -> None:
+    """Weights of convolutions as cuDNN reads them fastest; the views come in that layout anyway."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def _cast(part: nn.Module, names: tuple[str, ...], dtype: torch.dtype) -> None:
+    for name in names:
+        weight = getattr(part, name, None)
+        if isinstance(weight, nn.Parameter):
+            weight.data = weight.data.to(dtype)
+
+
+def _fp32() -> torch.dtype:
+    return torch.float32
