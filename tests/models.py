@@ -53,6 +53,12 @@ def save_siglip_like(folder: Path, seed: int = 1) -> str:
     )
 
 
+def save_resnet(folder: Path, seed: int = 5) -> str:
+    """A convolutional image tower, pooled by attention; the text tower is a module of its own."""
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+    return save_open_clip(folder, seed, embed_dim=32, vision_cfg=vision, custom_text=True)
+
+
 def save_coca(folder: Path, seed: int = 2) -> str:
     """A CoCa, whose image and text towers make a teacher too."""
     return save_open_clip(
@@ -66,8 +72,8 @@ def save_coca(folder: Path, seed: int = 2) -> str:
     )
 
 
-def word_tokenizer(length: int) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer with begin, end and padding tokens."""
+def word_tokenizer(length: int, padding: str = "<pad>") -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with begin, end and padding tokens, of which two may be one."""
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", "<bos>", "<eos>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -77,7 +83,7 @@ def word_tokenizer(length: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=length,
-        pad_token="<pad>",
+        pad_token=padding,
         unk_token="<unk>",
         bos_token="<bos>",
         eos_token="<eos>",
@@ -104,9 +110,9 @@ def save_transformers_clip(folder: Path) -> str:
 def save_transformers_siglip(folder: Path) -> str:
     torch.manual_seed(4)
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = tower | {"vocab_size": 30, "max_position_embeddings": 8, "projection_size": 16}
+    text = tower | {"vocab_size": 30, "max_position_embeddings": 16, "projection_size": 16}
     config = SiglipConfig(text_config=text, vision_config=tower | {"image_size": 40, "patch_size": 8})
     SiglipModel(config).save_pretrained(folder)
-    word_tokenizer(8).save_pretrained(folder)
+    word_tokenizer(16).save_pretrained(folder)
     SiglipImageProcessor(size={"height": 40, "width": 40}).save_pretrained(folder)
     return str(folder)

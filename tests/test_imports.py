@@ -61,7 +61,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "prefetch": ("plan", "decode", "sample", "shards", "storage", "views"),
     "plan": ("captioners", "teachers", "selection", "shards", "storage", "config", "weights"),
     "selection": ("shards", "storage", "config"),
-    "teachers": ("microbatch", "sample", "config", "weights"),
+    "teachers": ("teachers", "microbatch", "sample", "config", "weights"),
     "captioners": ("captioners", "microbatch", "sample", "config", "weights", "storage"),
     "microbatch": (),
     "weights": ("config", "storage"),

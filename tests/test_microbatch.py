@@ -35,9 +35,9 @@ class Device:
         if num_rows > self.most_rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    def limit(self, encode: Callable[[Any], torch.Tensor]) -> Callable[[Any], torch.Tensor]:
-        def encode_what_fits(inputs: Any) -> torch.Tensor:
-            self.take(len(inputs["text"] if isinstance(inputs, dict) else inputs))
+    def limit(self, encode: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        def encode_what_fits(inputs: torch.Tensor) -> torch.Tensor:
+            self.take(len(inputs))
             return encode(inputs)
 
         return encode_what_fits

@@ -150,15 +150,13 @@ class ClipTeacher:
         texts = self._tokenizer.tokenize(PROBE_TEXTS, bucketed=True)
         ids = torch.from_numpy(np.stack([text.ids for text in texts])).to(self.device)
         whole = _unit_norm(self._clip.encode_text(ids))
-        for row, length in enumerate(text.length for text in texts):
-            if length < self._clip.context_length:
-                try:
-                    part = _unit_norm(self._clip.encode_text(ids[row : row + 1, :length]))
-                except RuntimeError:  # a tower that takes the whole context only
-                    return whole.shape[1], False
-                if not torch.allclose(part, whole[row : row + 1], rtol=0, atol=_SAME):
-                    return whole.shape[1], False
-        return whole.shape[1], True
+        shorter = [row for row, text in enumerate(texts) if text.length < self._clip.context_length]
+        try:
+            parts = [_unit_norm(self._clip.encode_text(ids[row : row + 1, : texts[row].length])) for row in shorter]
+        except RuntimeError:  # a tower that takes the whole context only
+            parts = []
+        is_same = bool(parts) and torch.allclose(torch.cat(parts), whole[shorter], rtol=0, atol=_SAME)
+        return whole.shape[1], is_same
 
     def _compile(self) -> None:
         """Compiles the image tower, at the only shape it will have; the texts are a hundredth of the work."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,15 +41,13 @@ def load_clip(config: TeacherConfig) -> ClipModel:
 
 
 def _open_clip(config: TeacherConfig) -> ClipModel:
-    import open_clip
-
     loaded = load_open_clip(config.model, checkpoint=config.checkpoint, sha256=config.sha256)
     model, tokenizer = loaded.model, loaded.tokenizer
     bias = getattr(model, "logit_bias", None)
     return ClipModel(
         module=model,
         encode_image=model.encode_image,
-        encode_text=_of_any_length(model) if type(model) is open_clip.CLIP else model.encode_text,
+        encode_text=_text_encoder(model),
         tokenize=lambda texts, length: tokenizer(texts, context_length=length),
         image_size=_square(loaded.preprocess["size"]),
         mean=tuple(loaded.preprocess["mean"]),
@@ -60,25 +59,38 @@ def _open_clip(config: TeacherConfig) -> ClipModel:
     )
 
 
-def _of_any_length(model: Any) -> Callable[[Int[Tensor, "rows length"]], Tensor]:
-    """`open_clip.CLIP.encode_text`, which takes the whole context only, on the first positions of it."""
+def _text_encoder(model: Any) -> Callable[[Int[Tensor, "rows length"]], Tensor]:
+    """A model's `encode_text`; where open_clip's own adds or masks the whole context whatever it is given, ours."""
+    from open_clip import CLIP, CustomTextCLIP
+    from open_clip.transformer import TextTransformer
+
+    if type(model) is CLIP:
+        return partial(_encode_text, model, model.text_pool_type, getattr(model, "text_eos_id", None))
+    text: Any = getattr(model, "text", None)
+    is_plain = type(model) is CustomTextCLIP and type(text) is TextTransformer
+    # With a class token or a mask of the padding it cuts its mask itself.
+    if is_plain and text.cls_emb is None and not text.use_pad_mask:
+        return partial(_encode_text, text, text.pool_type, text.eos_id)
+    encode_text: Callable[[Tensor], Tensor] = model.encode_text
+    return encode_text
+
+
+def _encode_text(tower: Any, pool_type: str, eos_id: int | None, ids: Int[Tensor, "rows length"]) -> Tensor:
+    """What `open_clip.CLIP.encode_text` and `TextTransformer` compute, on the first positions of the context."""
     from open_clip.transformer import text_global_pool
 
-    def encode_text(ids: Int[Tensor, "rows length"]) -> Tensor:
-        length = ids.shape[1]
-        cast_dtype = model.transformer.get_cast_dtype()
-        hidden = model.token_embedding(ids).to(cast_dtype) + model.positional_embedding[:length].to(cast_dtype)
-        mask = None if model.attn_mask is None else model.attn_mask[:length, :length]
-        hidden = model.ln_final(model.transformer(hidden, attn_mask=mask))
-        pooled = text_global_pool(hidden, ids, model.text_pool_type, eos_token_id=getattr(model, "text_eos_id", None))
-        if model.text_projection is None:
-            return pooled
-        if isinstance(model.text_projection, torch.nn.Linear):
-            projected: Tensor = model.text_projection(pooled)
-            return projected
-        return pooled @ model.text_projection
-
-    return encode_text
+    length = ids.shape[1]
+    cast_dtype = tower.transformer.get_cast_dtype()
+    hidden = tower.token_embedding(ids).to(cast_dtype) + tower.positional_embedding[:length].to(cast_dtype)
+    mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
+    hidden = tower.ln_final(tower.transformer(hidden, attn_mask=mask))
+    pooled: Tensor = text_global_pool(hidden, ids, pool_type, eos_token_id=eos_id)
+    projection = tower.text_projection
+    if isinstance(projection, torch.nn.Linear):
+        pooled = projection(pooled)
+    elif projection is not None:
+        pooled = pooled @ projection
+    return pooled
 
 
 def _transformers(config: TeacherConfig) -> ClipModel:

@@ -1,9 +1,11 @@
-"""Weights in the type that autocast computes in."""
+"""Weights in the type that autocast computes in, and in the layout that a device reads fastest."""
+
+from typing import Any
 
 import torch
 from torch import nn
 
-_MATRICES = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_OF_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")
 
 
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
@@ -11,11 +13,11 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
 
     Under autocast the results stay the same bit by bit; everything else, as the weights of normalisations, stays fp32.
     """
+    part: Any
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             _cast(part, ("weight", "bias"), dtype)
-        # Not the bias of attention: were all of one type, torch could take a path of its own with other rounding.
-        _cast(part, _MATRICES, dtype)
+        _cast(part, _OF_ATTENTION, dtype)
         # open_clip's text towers would else take the type of a weight for that of their activations.
         if hasattr(part, "get_cast_dtype"):
             part.get_cast_dtype = _fp32

@@ -61,9 +61,11 @@ class TextTokenizer:
 
     def _buckets(self, ids: Int[np.ndarray, "rows context"]) -> Int[np.ndarray, " rows"]:
         used = np.maximum(self._num_used(ids) + self._num_spare, 1)
-        return np.minimum(-(-used // _BUCKET) * _BUCKET, self.context_length)
+        buckets: np.ndarray = np.minimum(-(-used // _BUCKET) * _BUCKET, self.context_length)
+        return buckets
 
     def _num_used(self, ids: Int[np.ndarray, "rows context"]) -> Int[np.ndarray, " rows"]:
         """Positions up to the last that is not padding."""
         is_used = ids != self._padding
-        return np.where(is_used.any(axis=1), ids.shape[1] - is_used[:, ::-1].argmax(axis=1), 0)
+        num_used: np.ndarray = np.where(is_used.any(axis=1), ids.shape[1] - is_used[:, ::-1].argmax(axis=1), 0)
+        return num_used
