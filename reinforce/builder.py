@@ -1,50 +1,27 @@
 """How one shard is reinforced, on one page. No Ray and no URI schemes here.
 
-Batches of prepared samples arrive from the pool; captioners see the clean views, teachers all views and all captions;
-every signal is written row group by row group to the spool and committed whole at the end.
+Batches of prepared samples arrive from the pool; captioners see the clean views, teachers all views and all captions.
+Every signal is written row group by row group to the spool, in a thread beside the models, and all are committed whole
+at the end, if the caller likes while the next shard is computed.
 """
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import torch
 
 from reinforce.captioners import Captioner, CaptionRequest
-from reinforce.plan import ORIGINAL, BuildPlan, SignalPlan
-from reinforce.prefetch import PreparedSample, PreparedShard, StageTimes
-from reinforce.sample import Embeddings, NullReason
+from reinforce.collate import Batch, Collator
+from reinforce.computed import Captions, ComputedShard, SignalFile
+from reinforce.overlap import Behind, ahead
+from reinforce.plan import ORIGINAL, BuildPlan
+from reinforce.prefetch import PreparedShard, StageTimes
 from reinforce.shard_report import ShardReport
 from reinforce.shards.reader import ShardFile
-from reinforce.shards.schema import (
-    CAPTIONS_SCHEMA,
-    FORMAT_VERSION,
-    SPINE_SCHEMA,
-    Signal,
-    canonical_json,
-    caption_column,
-    embeddings_schema,
-    round_mantissa,
-    spine_file,
-)
-from reinforce.shards.source import ShardError
-from reinforce.shards.writer import ShardFileWriter, captions_batch, embeddings_batch, spine_batch
+from reinforce.shards.schema import Signal
 from reinforce.storage import Store
-
-Captions = list[list[str]]
-
-
-@dataclass(slots=True)
-class _SignalFile:
-    """A signal's file in the making, with what its footer will count."""
-
-    plan: SignalPlan
-    writer: ShardFileWriter
-    nulls: Counter[str] = field(default_factory=Counter)
-    num_truncated_texts: int = 0
+from reinforce.texts import ShardTexts, TextRow
 
 
 def reinforce_images(
@@ -61,221 +38,143 @@ def reinforce_images(
     Raises `ShardError` if the source cannot be used. A bad sample becomes a drop row of the spine and changes nothing
     for its neighbours. `on_batch` sees the report grow.
     """
-    report = ShardReport(shard.stem)
-    files: dict[Signal, _SignalFile] = {}
-    spine = None
-    digests = {captioner.name: hashlib.sha256() for captioner in plan.captioners}
-    try:
-        files |= {p.signal: _SignalFile(p, _open_writer(p, spool)) for p in shard.task.missing}
-        spine = ShardFileWriter(spool / "spine.parquet", SPINE_SCHEMA) if shard.task.needs_spine else None
-        stored = _stored_captions(shard, plan, output)
-        for batch in _batches(shard, spine, report, plan.config.batch_size):
-            # Captions first: the text towers read them.
-            captions = {ORIGINAL: [list(prepared.sample.captions) for prepared in batch]}
-            for captioner in plan.captioners:
-                with times.measure("captioner"):
-                    written = _write_captions(captioner, batch, files, stored, shard.stem, report)
-                captions[captioner.name] = written
-                for prepared, texts in zip(batch, written, strict=True):
-                    digests[captioner.name].update(canonical_json([prepared.sample.key, texts]).encode() + b"\n")
-            # Then every teacher, on the views and on the texts of each source.
-            keys = [prepared.sample.key for prepared in batch]
-            for file in files.values():
-                if file.plan.signal.kind == "image":
-                    with times.measure("teachers"):
-                        columns = _embed_views(file, batch, report)
-                elif file.plan.signal.kind == "text":
-                    with times.measure("teachers"):
-                        columns = _embed_captions(file, captions[file.plan.signal.source])
-                else:
-                    continue
-                with times.measure("write"):
-                    file.writer.append(embeddings_batch(keys, columns))
-            on_batch(report)
-        with times.measure("write"):
-            _commit(shard, plan, output, spine, files, digests, report)
-    except Exception:
-        shard.close()
-        raise
-    finally:
-        for file in files.values():
-            file.writer.abandon()
-        if spine is not None:
-            spine.abandon()
-    return report
+    return compute_images(shard, plan, output, spool=spool, times=times, on_batch=on_batch).commit()
 
 
-def _batches(
-    shard: PreparedShard, spine: ShardFileWriter | None, report: ShardReport, batch_size: int
-) -> Iterator[list[PreparedSample]]:
-    """Batches of kept samples in order; every sample, kept or not, goes to the spine as it passes."""
-    batch: list[PreparedSample] = []
-    rows: list[dict[str, Any]] = []
-    for prepared in shard.samples():
-        report.num_samples += 1
-        if spine is not None:
-            rows.append(_spine_row(prepared))
-        if prepared.drop is not None:
-            report.drops[prepared.drop.reason] += 1
-        else:
-            report.num_kept += 1
-            batch.append(prepared)
-        if spine is not None and len(rows) == batch_size:
-            spine.append(spine_batch(rows))
-            rows = []
-        if len(batch) == batch_size:
-            yield batch
-            batch = []
-    if spine is not None and rows:
-        spine.append(spine_batch(rows))
-    if batch:
-        yield batch
-
-
-def _spine_row(prepared: PreparedSample) -> dict[str, Any]:
-    return {
-        "key": prepared.sample.key,
-        "captions": list(prepared.sample.captions),
-        "modalities": sorted(prepared.sample.modalities),
-        "image_width": prepared.width,
-        "image_height": prepared.height,
-        "image_sha256": prepared.sha256,
-        "view_seed": prepared.view_seed,
-        "drop_reason": prepared.drop.reason.value if prepared.drop else None,
-        "drop_detail": prepared.drop.detail if prepared.drop else None,
-    }
-
-
-def _write_captions(
-    captioner: Captioner,
-    batch: Sequence[PreparedSample],
-    files: dict[Signal, _SignalFile],
-    stored: dict[str, dict[str, list[str]]],
-    stem: str,
-    report: ShardReport,
-) -> Captions:
-    """The captions of a batch: written now and appended to their file, or those stored by an earlier build."""
-    file = files.get(Signal("captions", captioner.name))
-    if file is None:
-        earlier = stored.get(captioner.name, {})
-        return [earlier[prepared.sample.key] if earlier else [] for prepared in batch]
-    requests = [
-        CaptionRequest(
-            stem,
-            prepared.sample.key,
-            prepared.view_seed,
-            prepared.views[captioner.image_size][0] if captioner.image_size else None,
-            prepared.sample.fields.get(captioner.field, ()) if captioner.field else (),
-        )
-        for prepared in batch
-    ]
-    captions = captioner.caption(requests)
-    file.nulls[NullReason.CAPTIONER_FAILED] += sum(not texts for texts in captions)
-    file.writer.append(captions_batch([p.sample.key for p in batch], [texts or None for texts in captions]))
-    report.num_captions += sum(map(len, captions))
-    return captions
-
-
-def _embed_views(file: _SignalFile, batch: Sequence[PreparedSample], report: ShardReport) -> dict[str, np.ndarray]:
-    teacher = file.plan.teacher
-    columns = {}
-    for index, name in enumerate(file.plan.columns):
-        views = np.stack([prepared.views[teacher.image_size][index] for prepared in batch])
-        columns[name] = _stored_form(teacher.embed_images(views), file)
-        report.num_views += len(batch)
-    return columns
-
-
-def _embed_captions(file: _SignalFile, captions: Captions) -> dict[str, np.ndarray]:
-    """Embeds the texts of a batch together, then puts each into its row and column; the rest stay NaN."""
-    teacher = file.plan.teacher
-    num_columns = len(file.plan.columns)
-    cells = [(row, column) for row, texts in enumerate(captions) for column in range(len(texts))]
-    values = np.full((len(captions), num_columns, teacher.dim), np.nan, np.float16)
-    if cells:
-        embeddings, truncated = teacher.embed_texts([captions[row][column] for row, column in cells])
-        rows, column_indices = np.array(cells).T
-        values[rows, column_indices] = _stored_form(embeddings, file)
-        file.num_truncated_texts += int(truncated.sum())
-    file.nulls[NullReason.NO_CAPTION] += len(captions) * num_columns - len(cells)
-    return {caption_column(column): values[:, column] for column in range(num_columns)}
-
-
-def _stored_form(embeddings: Embeddings, file: _SignalFile) -> np.ndarray:
-    file.nulls[NullReason.NON_FINITE] += int(np.isnan(embeddings).any(axis=1).sum())
-    return round_mantissa(embeddings, file.plan.teacher.mantissa_bits)
-
-
-def _commit(
+def compute_images(
     shard: PreparedShard,
     plan: BuildPlan,
     output: Store,
-    spine: ShardFileWriter | None,
-    files: dict[Signal, _SignalFile],
-    digests: dict[str, Any],
-    report: ShardReport,
-) -> None:
-    """Publishes the spine, then the signals: none is ever there without the spine that explains its rows."""
-    report.counts, report.micro_batches = +shard.counts, plan.micro_batches()
-    source = {
-        "format_version": FORMAT_VERSION,
-        "stem": shard.stem,
-        "source_sha256": shard.source_sha256,
-        "source_bytes": shard.task.shard.size,
-    }
-    if spine is not None:
-        footer = {
-            "kind": "samples",
-            "fingerprint": plan.spine_fingerprint,
-            "num_rows": spine.num_rows,
-            "num_kept": report.num_kept,
-            "drops": dict(report.drops),
-            "counts": dict(+shard.counts),
-        }
-        _publish(spine, output, spine_file(shard.stem), source | footer, report)
-    for signal, file in files.items():
-        if file.writer.num_rows != report.num_kept:
-            raise ShardError(f"gave {file.writer.num_rows} rows of {signal.folder} for {report.num_kept} kept samples")
-        report.nulls.update(+file.nulls)
-        footer = {
-            "kind": signal.kind,
-            "signal": signal.folder,
-            "fingerprint": file.plan.fingerprint,
-            "weights_sha256": file.plan.content.get("weights_sha256"),
-            "num_rows": file.writer.num_rows,
-            "nulls": dict(+file.nulls),
-        }
+    *,
+    spool: Path,
+    times: StageTimes,
+    on_batch: Callable[[ShardReport], None] = lambda report: None,
+) -> ComputedShard:
+    """The first half of `reinforce_images`: all but the commit, which may go on while the next shard is computed."""
+    computed = None
+    try:
+        computed = ComputedShard(shard, plan, output, spool, times)
+        _compute(computed, output, on_batch)
+    except BaseException as error:
+        if isinstance(error, Exception):
+            shard.close()
+        if computed is not None:
+            computed.abandon()
+        raise
+    return computed
+
+
+def _compute(computed: ComputedShard, output: Store, on_batch: Callable[[ShardReport], None]) -> None:
+    plan, report, times = computed.plan, computed.report, computed.times
+    collator = Collator(plan.config.batch_size, pin_memory=plan.device.type == "cuda")
+    image_files = [file for signal, file in computed.files.items() if signal.kind == "image"]
+    towers = _text_towers(computed)
+    with Behind("write") as writing, closing(_captioned(collator, computed, output)) as batches:
+        for batch, captions in batches:
+            report.num_samples += batch.num_samples
+            report.num_kept += len(batch.samples)
+            report.drops.update(batch.drops)
+            # Every teacher on the views of the batch, then on those texts that fill a pass.
+            for file in image_files if batch.samples else ():
+                with times.measure("teachers"):
+                    views = [file.plan.teacher.embed_images(rows) for rows in batch.views[file.plan.teacher.image_size]]
+                report.num_views += len(views) * len(batch.samples)
+                writing.submit(computed.write, file.append_views, batch.keys, views)
+            for tower, files in towers:
+                sources = [file.plan.signal.source for file in files]
+                rows = tower.add(batch.keys, {source: captions[source] for source in sources})
+                _write_texts(rows, files, writing, computed)
+            report.num_captions += batch.num_captions
+            collator.release(batch)
+            on_batch(report)
+        for tower, files in towers:
+            _write_texts(tower.finish(), files, writing, computed)
+        writing.finish()
+
+
+def _text_towers(computed: ComputedShard) -> list[tuple[ShardTexts, list[SignalFile]]]:
+    """Every teacher whose embeddings of texts are missing, with the files they go to."""
+    towers: dict[str, tuple[ShardTexts, list[SignalFile]]] = {}
+    for signal, file in computed.files.items():
         if signal.kind == "text":
-            footer["num_truncated_texts"] = file.num_truncated_texts
-            if signal.source != ORIGINAL:
-                footer["captions_sha256"] = digests[signal.source].hexdigest()
-        _publish(file.writer, output, signal.file(shard.stem), source | footer, report)
+            if signal.model not in towers:
+                tower = ShardTexts(file.plan.teacher, computed.plan.config.batch_size, computed.times)
+                towers[signal.model] = (tower, [])
+            towers[signal.model][1].append(file)
+    return list(towers.values())
 
 
-def _publish(writer: ShardFileWriter, output: Store, path: str, footer: dict[str, Any], report: ShardReport) -> None:
-    if writer.commit(output, path, footer):
-        report.num_files += 1
-        report.num_bytes += writer.spool.stat().st_size
-    writer.spool.unlink()
+def _write_texts(rows: list[TextRow], files: list[SignalFile], writing: Behind, computed: ComputedShard) -> None:
+    if rows:
+        for file in files:
+            writing.submit(computed.write, file.append_texts, rows)
 
 
-def _stored_captions(shard: PreparedShard, plan: BuildPlan, output: Store) -> dict[str, dict[str, list[str]]]:
+def _captioned(
+    collator: Collator, computed: ComputedShard, output: Store
+) -> Generator[tuple[Batch, dict[str, Captions]]]:
+    """The batches with the captions of every source, made ahead of the teachers as far as there is something to gain.
+
+    Batches are put together in a thread. Captions are written beside the teachers where they come from elsewhere, or
+    wait for a device more than they use it; on a CPU both would only share its cores.
+    """
+    batches = ahead(collator.batches(computed.shard, computed.spine), name="collate")
+    captioned = _caption_all(batches, computed, _stored_captions(computed, output))
+    is_beside = computed.plan.device.type == "cuda" or any(c.is_remote for c in computed.plan.captioners)
+    return ahead(captioned, name="caption") if computed.plan.captioners and is_beside else captioned
+
+
+def _caption_all(
+    batches: Generator[Batch], computed: ComputedShard, stored: dict[str, dict[str, list[str]]]
+) -> Generator[tuple[Batch, dict[str, Captions]]]:
+    is_cuda = computed.plan.device.type == "cuda"
+    # A stream of its own: in the teachers' one every token would wait for a whole pass of theirs.
+    stream = torch.cuda.stream(torch.cuda.Stream()) if is_cuda else nullcontext()  # type: ignore[no-untyped-call]
+    with closing(batches), stream:
+        for batch in batches:
+            captions = {ORIGINAL: [list(prepared.sample.captions) for prepared in batch.samples]}
+            for captioner in computed.plan.captioners:
+                with computed.times.measure("captioner"):
+                    written = _captions_of(captioner, batch, computed, stored.get(captioner.name, {}))
+                captions[captioner.name] = written
+                computed.note_captions(captioner.name, batch.keys, written)
+            yield batch, captions
+
+
+def _captions_of(captioner: Captioner, batch: Batch, computed: ComputedShard, stored: dict[str, list[str]]) -> Captions:
+    """The captions of a batch: written now and appended to their file, or those stored by an earlier build."""
+    file = computed.files.get(Signal("captions", captioner.name))
+    if file is None:
+        return [stored[key] if stored else [] for key in batch.keys]
+    if not batch.samples:
+        return []
+    views = batch.views[captioner.image_size][0] if captioner.image_size else None
+    requests = [
+        CaptionRequest(
+            computed.shard.stem,
+            prepared.sample.key,
+            prepared.view_seed,
+            None if views is None else views[row],
+            prepared.sample.fields.get(captioner.field, ()) if captioner.field else (),
+        )
+        for row, prepared in enumerate(batch.samples)
+    ]
+    captions = captioner.caption(requests)
+    file.append_captions(batch.keys, captions)
+    batch.num_captions += sum(map(len, captions))
+    return captions
+
+
+def _stored_captions(computed: ComputedShard, output: Store) -> dict[str, dict[str, list[str]]]:
     """Captions of earlier builds that a missing text signal needs, by captioner and key."""
-    missing = {p.signal for p in shard.task.missing}
+    missing = computed.files.keys()
     needed = {signal.source for signal in missing if signal.kind == "text" and signal.source != ORIGINAL}
     stored = {}
     for name in sorted(needed):
         signal = Signal("captions", name)
         if signal not in missing:
-            with ShardFile(output, signal.file(shard.stem)) as file:
+            with ShardFile(output, signal.file(computed.shard.stem)) as file:
                 table = file.read()
             rows = zip(table.column("key").to_pylist(), table.column("captions").to_pylist(), strict=True)
             stored[name] = {key: texts or [] for key, texts in rows}
     return stored
-
-
-def _open_writer(plan: SignalPlan, spool: Path) -> ShardFileWriter:
-    path = spool / (plan.signal.folder.replace("/", "-") + ".parquet")
-    if plan.signal.kind == "captions":
-        return ShardFileWriter(path, CAPTIONS_SCHEMA)
-    return ShardFileWriter(path, embeddings_schema(list(plan.columns), plan.teacher.dim))

@@ -1,7 +1,8 @@
 """Image bytes to RGB, or a drop with its reason.
 
-Pillow decides what an image is; torchvision decodes plain JPEGs, to Pillow's pixels. What the web does to images (EXIF rotation, CMYK, 16 bit, palettes, alpha) becomes
-8-bit RGB as open_clip's own preprocessing makes it. The pixel count is checked before anything is decoded.
+Pillow decides what an image is; torchvision decodes plain JPEGs, to Pillow's pixels. What the web does to images (EXIF
+rotation, CMYK, 16 bit, palettes, alpha) becomes 8-bit RGB as open_clip's own preprocessing makes it. The pixel count is
+checked before anything is decoded.
 """
 
 import io

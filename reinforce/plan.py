@@ -140,6 +140,7 @@ class BuildPlan(BuildOutline):
         self.captioners = tuple(captioners)
         self.load_s = 0.0
         """Seconds that loading the models took, compiling them included."""
+        self.device = resolve_device(config.device)
 
     @cached_property
     def signals(self) -> dict[Signal, SignalPlan]:

@@ -1,7 +1,7 @@
 """The CPU half of a build: fetch, index, decode and render ahead of the models, across the ends of shards.
 
 One thread fetches the next shard, one feeds a pool with the samples of the current ones in order, and the pool
-decodes and renders. At most `depth` samples exist between a tar and the models, whatever the size of a shard.
+decodes and renders. Whatever the size of a shard, the pool has at most so many samples in hand that nobody took yet.
 """
 
 import hashlib
@@ -29,6 +29,8 @@ from reinforce.shards.source import ShardError, SourceShard
 from reinforce.storage import ShardRef, Store
 from reinforce.views.draw import draw, view_seed
 from reinforce.views.render import render
+
+SAMPLES_A_WORKER = 4
 
 
 class StageTimes:
@@ -146,6 +148,7 @@ class PreparedShard:
             self._slots.release()
             return arrival
         self._is_exhausted = True
+        self._arrivals.put(arrival)  # `close` may wait here beside the thread that reads the samples
         if arrival is not None:
             raise arrival
         return None
@@ -159,8 +162,8 @@ class Prefetcher:
         self.output = output
         self.spool = spool
         self.times = times
-        # Two batches: one at the models, one ready for them.
-        self._slots = threading.Semaphore(2 * plan.config.batch_size + workers)
+        # A sample that takes long holds up those behind it, but not the threads that prepare them.
+        self._slots = threading.Semaphore(SAMPLES_A_WORKER * workers)
         self._pool = ThreadPoolExecutor(workers, "prepare", initializer=torch.set_num_threads, initargs=(1,))
         self._tars = threading.Semaphore(2)
         self._stop = threading.Event()

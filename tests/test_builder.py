@@ -6,6 +6,7 @@ import io
 import json
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from reinforce.captioners import FakeCaptioner, load_captioner
 from reinforce.config import CaptionerConfig, ConfigError, ViewPolicy
 from reinforce.decode import decode
 from reinforce.plan import BuildPlan
-from reinforce.prefetch import missing_of
+from reinforce.prefetch import SAMPLES_A_WORKER, missing_of
 from reinforce.runners import run_local
 from reinforce.sample import Embeddings
 from reinforce.selection import read_selection
@@ -30,7 +31,7 @@ from reinforce.shard_report import stored_report
 from reinforce.shards.dataset import DatasetMismatchError
 from reinforce.shards.schema import round_mantissa
 from reinforce.storage import StorageError, find_shards, open_store
-from reinforce.teachers import FakeTeacher
+from reinforce.teachers import FakeTeacher, TokenizedText
 from reinforce.views.draw import draw, view_seed
 from reinforce.views.render import render
 from tests.fakes import fake_plan, fake_teachers, files_of, run
@@ -228,9 +229,9 @@ class CountingTeacher(FakeTeacher):
         self.num_views += len(views)
         return super().embed_images(views)
 
-    def embed_texts(self, texts: list[str]) -> tuple[Embeddings, np.ndarray]:
+    def embed_tokens(self, texts: Sequence[TokenizedText]) -> Embeddings:
         self.num_texts += len(texts)
-        return super().embed_texts(texts)
+        return super().embed_tokens(texts)
 
 
 def test_a_captioner_then_a_teacher_added_later_rewrite_nothing(tmp_path: Path) -> None:
@@ -357,11 +358,11 @@ class FailingTeacher(FakeTeacher):
         super().__init__(name)
         self.num_failures, self.error = num_failures, error
 
-    def embed_texts(self, texts: list[str]) -> tuple[Embeddings, np.ndarray]:
+    def embed_tokens(self, texts: Sequence[TokenizedText]) -> Embeddings:
         if self.num_failures:
             self.num_failures -= 1
             raise self.error
-        return super().embed_texts(texts)
+        return super().embed_tokens(texts)
 
 
 def test_a_failure_that_passes_is_tried_again(tmp_path: Path) -> None:
@@ -465,7 +466,7 @@ def test_cpu_work_runs_ahead_across_the_end_of_a_shard(tmp_path: Path, monkeypat
     assert run(plan, tmp_path / "in", tmp_path / "out").failed == {}
 
 
-def test_no_more_is_prepared_ahead_than_two_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_is_prepared_ahead_than_three_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tar(tmp_path / "in" / "a.tar", pairs(60))
     counts = {"decoded": 0, "embedded": 0, "most_ahead": 0}
 
@@ -483,6 +484,6 @@ def test_no_more_is_prepared_ahead_than_two_batches(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("reinforce.prefetch.decode", watch)
     plan: BuildPlan = fake_plan({"views": {"count": 0}}, teachers=[Slow("slow")], captioners=[])
     run(plan, tmp_path / "in", tmp_path / "out")
-    # Two batches and the pool's own sample in the slots, one batch at the teacher.
-    assert counts["most_ahead"] <= 3 * 4 + 2
+    # A batch at the teacher, one ready for it, one in the making, and what the pool has in hand.
+    assert counts["most_ahead"] <= 3 * 4 + SAMPLES_A_WORKER * 1
     assert counts["decoded"] == 60

@@ -243,7 +243,7 @@ def test_an_interrupt_does_not_wait_for_the_server(chat: ChatServer, url: str) -
     released = threading.Event()
 
     def answer(asked: Asked) -> Answer:
-        if asked is chat.asked[1]:
+        if len(chat.asked) > 1 and asked is chat.asked[1]:
             os.kill(os.getpid(), signal.SIGINT)
         released.wait(10)
         return completion([*asked.texts()])

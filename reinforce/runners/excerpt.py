@@ -126,16 +126,18 @@ class Feed:
 
 
 class Excerpt(PreparedShard):
-    """The samples of a shard until there have been enough."""
+    """The samples of a shard, in whole batches, until there have been enough."""
 
-    def __init__(self, whole: PreparedShard, is_enough: Callable[[], bool]) -> None:
+    def __init__(self, whole: PreparedShard, batch_size: int, is_enough: Callable[[], bool]) -> None:
         super().__init__(whole.task, threading.Semaphore())
-        self._whole, self._is_enough = whole, is_enough
+        self._whole, self._batch_size, self._is_enough = whole, batch_size, is_enough
 
     def samples(self) -> Iterator[PreparedSample]:
+        num_kept = 0
         for prepared in self._whole.samples():
             yield prepared
-            if self._is_enough():
+            num_kept += prepared.drop is None
+            if num_kept % self._batch_size == 0 and self._is_enough():
                 break
         self.counts, self.source_sha256 = self._whole.counts, self._whole.source_sha256
         self.close()

@@ -16,7 +16,7 @@ from reinforce.runners.trial import Trial, Trials, Work
 from reinforce.runners.worker import Lease
 
 STAGES = ("fetch", "decode", "render", "captioner", "teachers", "write")
-MODELS, PREPARE, FETCH = "the models", "decode and render", "fetching"
+MODELS, PREPARE, WRITE, FETCH = "the models", "decode and render", "writing", "fetching"
 _NUM_WORKERS = (1, 8, 64)
 
 
@@ -75,9 +75,10 @@ class _ShardCost:
     def lanes(self, num_prepare: int) -> dict[str, float]:
         """Seconds of what goes on at one time."""
         spent = self.stage_s
-        models_s = spent["captioner"] + spent["teachers"] + spent["write"]
+        models_s = spent["captioner"] + spent["teachers"]
         prepare_s = (spent["decode"] + spent["render"]) / num_prepare
-        return {MODELS: models_s / self.busy_share, PREPARE: prepare_s / self.busy_share, FETCH: spent["fetch"]}
+        threads = {MODELS: models_s, PREPARE: prepare_s, WRITE: spent["write"]}
+        return {name: seconds / self.busy_share for name, seconds in threads.items()} | {FETCH: spent["fetch"]}
 
 
 def extrapolate(
@@ -161,7 +162,7 @@ def _fill_s(outline: BuildOutline, trials: Trials, bottleneck: str) -> float:
     """
     trial = trials.trials[0]
     size = outline.config.batch_size
-    batch_s = size * (trial.captioner_s + trial.teachers_s + trial.write_s) / trial.busy_share
+    batch_s = size * (trial.captioner_s + trial.teachers_s) / trial.busy_share
     return max(0.0, trial.first_batch_s - batch_s) if bottleneck == MODELS else batch_s
 
 

@@ -17,7 +17,7 @@ from reinforce.formatting import format_seconds
 from reinforce.plan import BuildOutline
 from reinforce.runners.cluster import Needs, alive_nodes, connected, needs_of
 from reinforce.runners.excerpt import SPINE, file_of
-from reinforce.runners.extrapolation import FETCH, PREPARE, Forecast, extrapolate
+from reinforce.runners.extrapolation import FETCH, PREPARE, WRITE, Forecast, extrapolate
 from reinforce.runners.failures import reason_of
 from reinforce.runners.trial import Trials, Work, try_out
 from reinforce.runners.worker import Job, Lease
@@ -166,8 +166,8 @@ def _workers_table(forecast: Forecast) -> list[str]:
 
 def _advice(forecast: Forecast) -> list[str]:
     """What sets the pace, and what the estimates rest on."""
-    is_fetch = forecast.bottleneck == FETCH
-    lines = [f"On a worker like this, {forecast.bottleneck} set{'s' * is_fetch} the pace."]
+    is_single = forecast.bottleneck in (FETCH, WRITE)
+    lines = [f"On a worker like this, {forecast.bottleneck} set{'s' * is_single} the pace."]
     if forecast.cores_per_device:
         what = "the models on the CPU" if forecast.device == "CPU" else "its device"
         cores = f"{forecast.cores_per_device:.1f} cores for decode and render; it has {forecast.num_prepare}"

@@ -1,18 +1,22 @@
 """A build in this process: shards one after another, failures that may pass tried again at the end."""
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
-from reinforce.builder import reinforce_images
+from reinforce.builder import compute_images
 from reinforce.plan import BuildPlan
 from reinforce.prefetch import Prefetcher, PreparedShard, ShardTask, StageTimes
 from reinforce.progress import Progress
 from reinforce.runners.failures import MAX_ATTEMPTS, Failure
 from reinforce.runners.ledger import Ledger
 from reinforce.runners.summary import BuildSummary
+from reinforce.shard_report import ShardReport
 from reinforce.storage import Store, open_spool
 from reinforce.weights import ModelError
 
@@ -34,39 +38,72 @@ def run_local(
     times.seconds["start"] = plan.load_s
     progress = Progress(len(tasks), sum(task.shard.size for task in tasks), times, console)
     ledger = Ledger(output, progress, num_shards=len(tasks), failed_before=failed_before or set())
-    reasons: dict[str, list[str]] = {}
-    num_open = len(tasks)
-    with progress, open_spool() as spool, ledger.open(plan.config):
-        workers = plan.config.workers or max(1, len(os.sched_getaffinity(0)) - plan.config.threads)
+    with progress, open_spool() as spool, ledger.open(plan.config), ThreadPoolExecutor(1, "commit") as committing:
+        run = _LocalRun(plan, output, spool, ledger, committing, num_open=len(tasks))
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            retry = []
-            with Prefetcher(plan, output, spool=spool, workers=workers, times=times) as prefetcher:
-                for shard in prefetcher.shards(tasks):
-                    failure = _attempt(shard, plan, output, spool, ledger)
-                    if failure is not None:
-                        reasons.setdefault(shard.stem, []).append(failure.reason)
-                        ledger.attempt(shard.stem, failure, attempt)
-                        if failure.kind != "input" and attempt < MAX_ATTEMPTS:
-                            retry.append(shard.task)
-                            continue
-                        ledger.gave_up(shard.stem, reasons[shard.stem])
-                    num_open -= 1
-                    if ledger.stopped:
-                        return ledger.summary(num_open)
-            tasks = retry
-    return ledger.summary(0)
+            tasks = run.attempt(tasks, attempt)
+            if ledger.stopped:
+                break
+        return ledger.summary(run.num_open)
 
 
-def _attempt(shard: PreparedShard, plan: BuildPlan, output: Store, spool: Path, ledger: Ledger) -> Failure | None:
-    """One attempt at one shard; returns what went wrong, raises what would go wrong with any shard."""
-    progress = ledger.progress
-    try:
-        report = reinforce_images(shard, plan, output, spool=spool, times=progress.times, on_batch=progress.batch)
-    except Exception as error:
-        failure = Failure.of(error)
-        # A model that worked when it was loaded has gone: the server that it is behind knows it, or the key, no more.
-        if failure.kind == "disk" or isinstance(error, ModelError):
-            raise
-        return failure
-    ledger.done(report, shard.task.shard.size)
-    return None
+@dataclass
+class _LocalRun:
+    """The attempts of a run. A shard is committed while the next one is computed."""
+
+    plan: BuildPlan
+    output: Store
+    spool: Path
+    ledger: Ledger
+    committing: ThreadPoolExecutor
+    num_open: int
+    reasons: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def attempt(self, tasks: Sequence[ShardTask], attempt: int) -> list[ShardTask]:
+        """Builds shards; returns those to try again."""
+        times = self.ledger.progress.times
+        workers = self.plan.config.workers or max(1, len(os.sched_getaffinity(0)) - self.plan.config.threads)
+        retry: list[ShardTask] = []
+        waiting: list[tuple[ShardTask, Future[ShardReport]]] = []
+        with Prefetcher(self.plan, self.output, spool=self.spool, workers=workers, times=times) as prefetcher:
+            for shard in prefetcher.shards(tasks):
+                waiting.append((shard.task, self._start(shard)))
+                # All but a shard whose commit has just begun.
+                while waiting and (len(waiting) > 1 or waiting[0][1].done()):
+                    retry += self._settle(*waiting.pop(0), attempt)
+                if self.ledger.stopped:
+                    break
+            for task, future in waiting:
+                retry += self._settle(task, future, attempt)
+        return retry
+
+    def _start(self, shard: PreparedShard) -> Future[ShardReport]:
+        """Computes a shard and lets its commit begin; what goes wrong is in the future."""
+        progress = self.ledger.progress
+        try:
+            computed = compute_images(
+                shard, self.plan, self.output, spool=self.spool, times=progress.times, on_batch=progress.batch
+            )
+        except Exception as error:
+            failed: Future[ShardReport] = Future()
+            failed.set_exception(error)
+            return failed
+        return self.committing.submit(computed.commit)
+
+    def _settle(self, task: ShardTask, future: "Future[ShardReport]", attempt: int) -> list[ShardTask]:
+        """Notes how a shard ended; raises what would go wrong with any shard. Returns it if it is to be tried again."""
+        stem = task.shard.stem
+        try:
+            self.ledger.done(future.result(), task.shard.size)
+        except Exception as error:
+            failure = Failure.of(error)
+            # A model that worked when it was loaded has gone: its server knows it, or the key, no more.
+            if failure.kind == "disk" or isinstance(error, ModelError):
+                raise
+            self.reasons[stem].append(failure.reason)
+            self.ledger.attempt(stem, failure, attempt)
+            if failure.kind != "input" and attempt < MAX_ATTEMPTS:
+                return [task]
+            self.ledger.gave_up(stem, self.reasons[stem])
+        self.num_open -= 1
+        return []

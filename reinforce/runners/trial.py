@@ -218,7 +218,7 @@ class _Run:
         feed = self._feed
         with Prefetcher(self._plan, self._mirror, spool=self._spool, workers=workers, times=meter) as prefetcher:
             for shard in prefetcher.shards(feed.tasks()):
-                excerpt = Excerpt(shard, lambda: self._is_enough)
+                excerpt = Excerpt(shard, self._plan.config.batch_size, lambda: self._is_enough)
                 try:
                     report = reinforce_images(
                         excerpt, self._plan, self._mirror, spool=self._spool, times=meter, on_batch=self._on_batch
@@ -282,7 +282,7 @@ class _Run:
         if not self._num_batches:
             return 1.0
         since, before = self._first_at, self._first_seconds
-        thread_s = sum(end[stage] - before.get(stage, 0.0) for stage in (*_MODELS, "write"))
+        thread_s = sum(end[stage] - before.get(stage, 0.0) for stage in _MODELS)
         pool_s = sum(end[stage] - before.get(stage, 0.0) for stage in ("decode", "render")) / self._job.num_prepare
         share = thread_s / (self._ended_at - since)
         # The pool has nothing more to do once the last sample is prepared: that is no waiting.

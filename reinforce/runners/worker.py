@@ -4,13 +4,14 @@ Plain Python: the driver makes a Ray actor of it, and may replace it in tests. I
 so that it answers `status` while it builds.
 """
 
+import os
 import queue
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any, Protocol
 
 import torch
 
-from reinforce.builder import reinforce_images
+from reinforce.builder import compute_images
+from reinforce.computed import ComputedShard
 from reinforce.config import BuildConfig
 from reinforce.plan import BuildPlan, load_plan
 from reinforce.prefetch import Prefetcher, ShardTask, StageTimes, missing_of
@@ -135,22 +137,39 @@ class ShardWorker:
     def _run(self) -> None:
         torch.set_num_threads(self._job.config.threads)
         assert self._spool is not None
-        workers, times = self._job.num_prepare, self._times
-        with Prefetcher(self._plan, self._output, spool=self._spool, workers=workers, times=times) as prefetcher:
+        workers, times, spool = self._job.num_prepare, self._times, self._spool
+        committing: Future[None] | None = None
+        with (
+            Prefetcher(self._plan, self._output, spool=spool, workers=workers, times=times) as prefetcher,
+            ThreadPoolExecutor(1, "commit") as pool,
+        ):
             for shard in prefetcher.shards(self._tasks()):
                 self._stem, self._report = shard.stem, ShardReport(shard.stem)
-                result: ShardReport | Failure
                 try:
-                    result = reinforce_images(
-                        shard, self._plan, self._output, spool=self._spool, times=times, on_batch=self._on_batch
+                    computed = compute_images(
+                        shard, self._plan, self._output, spool=spool, times=times, on_batch=self._on_batch
                     )
-                    self._totals.add(result)
-                    self._num_built += 1
                 except Exception as error:
-                    result = Failure.of(error)
+                    self._finish(shard.stem, Failure.of(error))
+                else:
+                    if committing is not None:
+                        committing.result()  # at most one shard waits in the spool
+                    committing = pool.submit(self._commit, computed)
                 self._stem, self._report = None, ShardReport("")
-                self._num_finished += 1
-                self._futures.pop(shard.stem).set_result(result)
+
+    def _commit(self, computed: ComputedShard) -> None:
+        """Publishes a shard, while the next one is computed."""
+        try:
+            self._finish(computed.report.stem, computed.commit())
+        except Exception as error:
+            self._finish(computed.report.stem, Failure.of(error))
+
+    def _finish(self, stem: str, result: ShardReport | Failure) -> None:
+        if isinstance(result, ShardReport):
+            self._totals.add(result)
+            self._num_built += 1
+        self._num_finished += 1
+        self._futures.pop(stem).set_result(result)
 
     def _on_batch(self, report: ShardReport) -> None:
         self._report = report
@@ -184,9 +203,8 @@ class ShardWorker:
     def _num_spooled(self) -> int:
         """Bytes in the spool: they change while a tar arrives."""
         total = 0
-        for path in self._spool.iterdir() if self._spool else ():
-            try:
-                total += path.stat().st_size
-            except FileNotFoundError:
-                continue
+        for folder, _, names in os.walk(self._spool or ""):
+            for name in names:
+                with suppress(FileNotFoundError):
+                    total += Path(folder, name).stat().st_size
         return total

@@ -1,0 +1,160 @@
+"""The files of one shard while they are made, in a spool of their own, and how they are published."""
+
+import hashlib
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reinforce.plan import ORIGINAL, BuildPlan, SignalPlan
+from reinforce.prefetch import PreparedShard, StageTimes
+from reinforce.sample import Embeddings, NullReason
+from reinforce.shard_report import ShardReport
+from reinforce.shards.schema import (
+    CAPTIONS_SCHEMA,
+    FORMAT_VERSION,
+    SPINE_SCHEMA,
+    Signal,
+    canonical_json,
+    caption_column,
+    embeddings_schema,
+    round_mantissa,
+    spine_file,
+)
+from reinforce.shards.source import ShardError
+from reinforce.shards.writer import ShardFileWriter, captions_batch, embeddings_batch
+from reinforce.storage import Store
+from reinforce.texts import TextRow
+
+Captions = list[list[str]]
+
+
+@dataclass(slots=True)
+class SignalFile:
+    """A signal's file in the making, with what its footer will count. One thread at a time writes to it."""
+
+    plan: SignalPlan
+    writer: ShardFileWriter
+    nulls: Counter[str] = field(default_factory=Counter)
+    num_truncated_texts: int = 0
+
+    def append_captions(self, keys: list[str], captions: Captions) -> None:
+        self.nulls[NullReason.CAPTIONER_FAILED] += sum(not texts for texts in captions)
+        self.writer.append(captions_batch(keys, [texts or None for texts in captions]))
+
+    def append_views(self, keys: list[str], views: list[Embeddings]) -> None:
+        stored = [round_mantissa(embeddings, self.plan.teacher.mantissa_bits) for embeddings in views]
+        self.nulls[NullReason.NON_FINITE] += sum(int(np.isnan(rows).any(axis=1).sum()) for rows in stored)
+        self.writer.append(embeddings_batch(keys, dict(zip(self.plan.columns, stored, strict=True))))
+
+    def append_texts(self, rows: list[TextRow]) -> None:
+        """Each text goes to its row and column; the cells of rows with fewer texts stay NaN, which is null."""
+        values = np.full((len(self.plan.columns), len(rows), self.plan.teacher.dim), np.nan, np.float16)
+        for index, row in enumerate(rows):
+            for column, text in enumerate(row.texts[self.plan.signal.source]):
+                assert text.embedding is not None
+                values[column, index] = text.embedding
+                self.num_truncated_texts += text.tokens.is_cut
+                self.nulls[NullReason.NON_FINITE] += bool(np.isnan(text.embedding[0]))
+            self.nulls[NullReason.NO_CAPTION] += len(values) - len(row.texts[self.plan.signal.source])
+        columns = {caption_column(column): rows_of for column, rows_of in enumerate(values)}
+        self.writer.append(embeddings_batch([row.key for row in rows], columns))
+
+
+class ComputedShard:
+    """A shard whose files are whole, or being made, in the spool; nothing of it is visible before `commit`."""
+
+    def __init__(self, shard: PreparedShard, plan: BuildPlan, output: Store, spool: Path, times: StageTimes) -> None:
+        self.shard, self.plan, self.times = shard, plan, times
+        self.report = ShardReport(shard.stem)
+        self.digests = {captioner.name: hashlib.sha256() for captioner in plan.captioners}
+        self._output = output
+        self._folder = Path(tempfile.mkdtemp(dir=spool))
+        self.spine: ShardFileWriter | None = None
+        self.files: dict[Signal, SignalFile] = {}
+        if shard.task.needs_spine:
+            self.spine = ShardFileWriter(self._folder / "spine.parquet", SPINE_SCHEMA)
+        for missing in shard.task.missing:
+            self.files[missing.signal] = SignalFile(missing, _open_writer(missing, self._folder))
+
+    def note_captions(self, captioner: str, keys: list[str], captions: Captions) -> None:
+        """Adds captions to the digest that the embeddings made from them carry."""
+        for key, texts in zip(keys, captions, strict=True):
+            self.digests[captioner].update(canonical_json([key, texts]).encode() + b"\n")
+
+    def write(self, call: Callable[..., None], *args: object) -> None:
+        """A call whose time counts as writing."""
+        with self.times.measure("write"):
+            call(*args)
+
+    def commit(self) -> ShardReport:
+        """Publishes the spine, then the signals: none is ever there without the spine that explains its rows."""
+        try:
+            with self.times.measure("write"):
+                self._commit()
+        finally:
+            self.abandon()
+        return self.report
+
+    def abandon(self) -> None:
+        """Removes what is in the spool."""
+        for writer in (self.spine, *(file.writer for file in self.files.values())):
+            if writer is not None:
+                writer.abandon()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _commit(self) -> None:
+        shard, report = self.shard, self.report
+        report.counts, report.micro_batches = +shard.counts, self.plan.micro_batches()
+        source = {
+            "format_version": FORMAT_VERSION,
+            "stem": shard.stem,
+            "source_sha256": shard.source_sha256,
+            "source_bytes": shard.task.shard.size,
+        }
+        if self.spine is not None:
+            footer = {
+                "kind": "samples",
+                "fingerprint": self.plan.spine_fingerprint,
+                "num_rows": self.spine.num_rows,
+                "num_kept": report.num_kept,
+                "drops": dict(report.drops),
+                "counts": dict(+shard.counts),
+            }
+            self._publish(self.spine, spine_file(shard.stem), source | footer)
+        for signal, file in self.files.items():
+            if file.writer.num_rows != report.num_kept:
+                found = f"{file.writer.num_rows} rows of {signal.folder} for {report.num_kept} kept samples"
+                raise ShardError(f"gave {found}")
+            report.nulls.update(+file.nulls)
+            footer = {
+                "kind": signal.kind,
+                "signal": signal.folder,
+                "fingerprint": file.plan.fingerprint,
+                "weights_sha256": file.plan.content.get("weights_sha256"),
+                "num_rows": file.writer.num_rows,
+                "nulls": dict(+file.nulls),
+            }
+            if signal.kind == "text":
+                footer["num_truncated_texts"] = file.num_truncated_texts
+                if signal.source != ORIGINAL:
+                    footer["captions_sha256"] = self.digests[signal.source].hexdigest()
+            self._publish(file.writer, signal.file(shard.stem), source | footer)
+
+    def _publish(self, writer: ShardFileWriter, path: str, footer: dict[str, Any]) -> None:
+        if writer.commit(self._output, path, footer):
+            self.report.num_files += 1
+            self.report.num_bytes += writer.spool.stat().st_size
+        writer.spool.unlink()
+
+
+def _open_writer(plan: SignalPlan, folder: Path) -> ShardFileWriter:
+    path = folder / (plan.signal.folder.replace("/", "-") + ".parquet")
+    if plan.signal.kind == "captions":
+        return ShardFileWriter(path, CAPTIONS_SCHEMA)
+    return ShardFileWriter(path, embeddings_schema(list(plan.columns), plan.teacher.dim))
