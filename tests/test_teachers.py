@@ -285,6 +285,16 @@ def test_compiled_when_loaded_and_counted_there(
     np.testing.assert_allclose(stored[0].astype(np.float32), stored[1], atol=1e-3)
 
 
+def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("No working C++ compiler found\nin config")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    clip = overflowing_clip(1.0)
+    with pytest.raises(ModelError, match=r"^not compiled \(No working C\+\+ compiler found in config\); set build"):
+        ClipTeacher("t", TeacherConfig(model="x"), clip, device=CPU, batch_size=4, compiled=True)
+
+
 def test_signal_json_says_what_a_student_needs(checkpoints: dict[str, dict[str, str]]) -> None:
     described = load(checkpoints, "siglip_like").describe()
     assert (described["dim"], described["image_size"], described["logit_bias"]) == (20, 48, -10.0)

@@ -21,7 +21,7 @@ from reinforce.teachers.loading import ClipModel
 from reinforce.teachers.precision import cast_weights, lay_out_for_cuda
 from reinforce.teachers.teacher import TokenizedText, embed_by_length
 from reinforce.teachers.texts import PROBE_TEXTS, TextTokenizer
-from reinforce.weights import autocast_dtype
+from reinforce.weights import ModelError, autocast_dtype
 
 _TOKENIZER_PROBE = ["a photo of a cat.", "Zwei Kinder – 2 dogs & 3 boats!", "#hashtag, 12:30 IMG_2041.jpg", ""]
 # Rows of unit norm in fp32, of the same weights and tokens, differ by rounding alone: by some 1e-7.
@@ -159,10 +159,19 @@ class ClipTeacher:
         return whole.shape[1], is_same
 
     def _compile(self) -> None:
-        """Compiles the image tower, at the only shape it will have; the texts are a hundredth of the work."""
+        """Compiles the image tower, at the only shape it will have; the texts are a small part of the work.
+
+        Raises `ModelError` where there is no compiler.
+        """
+        from torch._dynamo.exc import BackendCompilerFailed
+
         self._clip = replace(self._clip, encode_image=torch.compile(self._clip.encode_image, dynamic=False))
         size = self.image_size
-        self.embed_images(np.zeros((self._micro_batch.size, size, size, 3), np.uint8))
+        try:
+            self.embed_images(np.zeros((self._micro_batch.size, size, size, 3), np.uint8))
+        except BackendCompilerFailed as error:
+            reason = " ".join(str(error.inner_exception).split())[:200]
+            raise ModelError(f"not compiled ({reason}); set build.compile to false") from None
 
 
 def _unit_norm(embeddings: Tensor) -> Float[Tensor, "rows dim"]:
