@@ -85,12 +85,12 @@ def model_config(name: str, *, tiny: bool) -> dict[str, Any]:
     if not tiny:
         return config
     context = {"context_length": 77}
-    small = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT | context}
+    small: dict[str, Any] = {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": TEXT | context}
     if "multimodal_cfg" in config:
         pooled = {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
         small["vision_cfg"] = VISION | pooled
         small["text_cfg"] = TEXT | context | {"embed_cls": True, "output_tokens": True}
-        small["multimodal_cfg"] = TEXT | context
+        small |= {"multimodal_cfg": TEXT | context, "custom_text": True}
     return small
 
 
@@ -102,7 +102,7 @@ def load(arguments: argparse.Namespace, folder: Path, images: Sequence[bytes]) -
     ]
     captioner: dict[str, Any] = {"kind": "files", "field": "json.synthetic"}
     if arguments.captioner:
-        coca = save_open_clip(folder / "coca", custom_text=True, **model_config("coca_ViT-L-14", tiny=tiny))
+        coca = save_open_clip(folder / "coca", **model_config("coca_ViT-L-14", tiny=tiny))
         captioner = {"kind": "open_clip", "model": coca, "precision": precision, "top_p": 0.9}
     config = {
         "batch_size": arguments.batch_size,
