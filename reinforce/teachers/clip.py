@@ -20,7 +20,7 @@ from reinforce.sample import Embeddings
 from reinforce.teachers.loading import ClipModel
 from reinforce.teachers.precision import cast_weights, lay_out_for_cuda
 from reinforce.teachers.teacher import TokenizedText, embed_by_length
-from reinforce.teachers.texts import PROBE_TEXTS, TextTokenizer
+from reinforce.teachers.texts import BUCKET, PROBE_TEXTS, TextTokenizer
 from reinforce.weights import ModelError, autocast_dtype
 
 _TOKENIZER_PROBE = ["a photo of a cat.", "Zwei Kinder – 2 dogs & 3 boats!", "#hashtag, 12:30 IMG_2041.jpg", ""]
@@ -111,7 +111,10 @@ class ClipTeacher:
 
     def embed_tokens(self, texts: Sequence[TokenizedText]) -> Embeddings:
         (length,) = {text.length for text in texts}
-        return self._embed(np.stack([text.ids[:length] for text in texts]), self._clip.encode_text)
+        # As many tokens for every length: a few long texts would else be padded to a whole micro-batch of them.
+        most_rows = max(1, self._micro_batch.initial * BUCKET // length) if self._is_bucketed else None
+        ids = np.stack([text.ids[:length] for text in texts])
+        return self._embed(ids, self._clip.encode_text, most_rows)
 
     def embed_texts(self, texts: list[str]) -> tuple[Embeddings, Bool[np.ndarray, " rows"]]:
         return embed_by_length(self, texts)
@@ -124,9 +127,11 @@ class ClipTeacher:
         }
 
     @torch.inference_mode()
-    def _embed(self, rows: np.ndarray, encode: Callable[[Tensor], Tensor]) -> Embeddings:
+    def _embed(self, rows: np.ndarray, encode: Callable[[Tensor], Tensor], most_rows: int | None = None) -> Embeddings:
         """One row of unit norm for each of `rows`. The device is waited for once, at the end of all passes."""
-        embeddings = self._micro_batch.run(range(len(rows)), lambda some: self._forward(rows[some], encode))
+        embeddings = self._micro_batch.run(
+            range(len(rows)), lambda some: self._forward(rows[some], encode), at_most=most_rows
+        )
         return torch.stack(embeddings).cpu().numpy()
 
     def _forward(self, batch: np.ndarray, encode: Callable[[Tensor], Tensor]) -> Float[Tensor, "rows dim"]:

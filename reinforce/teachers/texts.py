@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reinforce.teachers.teacher import TokenizedText
 
-_BUCKET = 8
+BUCKET = 8
 _WORDS = ["a", "photo", "of", "the", "red", "cat", "and", "two", "dogs", "in", "a", "boat", "at", "sea"]
 
 PROBE_TEXTS = [" ".join(_WORDS[:count]) for count in (0, 6, 7, 14)]
@@ -61,7 +61,7 @@ class TextTokenizer:
 
     def _buckets(self, ids: Int[np.ndarray, "rows context"]) -> Int[np.ndarray, " rows"]:
         used = np.maximum(self._num_used(ids) + self._num_spare, 1)
-        buckets: np.ndarray = np.minimum(-(-used // _BUCKET) * _BUCKET, self.context_length)
+        buckets: np.ndarray = np.minimum(-(-used // BUCKET) * BUCKET, self.context_length)
         return buckets
 
     def _num_used(self, ids: Int[np.ndarray, "rows context"]) -> Int[np.ndarray, " rows"]:
