@@ -136,6 +136,13 @@ def test_a_teacher_says_the_same_in_smaller_passes(checkpoint: str) -> None:
     assert halved.describe() == whole.describe()
 
 
+def test_passes_of_longer_texts_have_fewer_rows(checkpoint: str) -> None:
+    """Of 8 rows for a length of 8 tokens, 5 for the whole context of 12."""
+    device = Device(8)
+    load(checkpoint, device, batch_size=8).embed_texts(["a cat"] * 9 + ["cat " * 20])
+    assert device.tried == [8, 8, 5]
+
+
 def test_a_row_that_does_not_fit_alone_is_an_error(checkpoint: str) -> None:
     device = Device(0)
     teacher = load(checkpoint, device, batch_size=4)
