@@ -387,7 +387,7 @@ def _towers(captioner: Any, kind: str) -> tuple[torch.nn.Module, torch.nn.Module
         "vision-encoder-decoder": lambda: (model.encoder, model.decoder),
         "blip": lambda: (model.vision_model, model.text_decoder),
         "llava": lambda: (model.model.vision_tower, model.model.language_model),
-        "coca": lambda: (model.visual, model.text),
+        "coca": lambda: (model.visual, model.text.token_embedding),
     }
     return towers[kind]()
 
@@ -576,6 +576,83 @@ def test_coca_draws_from_the_logits_of_open_clips_own_forward(
         captioner = load("coca", num_captions=2, temperature=1.3, top_p=0.9)
         found = captioner.caption([request])[0]
         assert found == expected or len(set(expected) - {""}) < 2
+
+
+def _coca(**text: Any) -> Any:
+    """A CoCa of two layers in float64, with weights large enough that every token and every image counts."""
+    import open_clip
+
+    sizes = {"context_length": 9, "vocab_size": 32, "width": 16, "heads": 2, "layers": 2}
+    vision = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "attentional_pool": True}
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = open_clip.CoCa(
+            embed_dim=16,
+            vision_cfg={**vision, "attn_pooler_heads": 2, "output_tokens": True},
+            text_cfg={**sizes, "output_tokens": True, "embed_cls": True, **text},
+            multimodal_cfg={**sizes, "heads": 4, "ls_init_value": text.get("ls_init_value")},
+        )
+        for weight in model.parameters():
+            weight.data.normal_(std=0.4)
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("prompt_length", [1, 3])
+@pytest.mark.parametrize("text", [{}, {"embed_cls": False}, {"ls_init_value": 1.0}], ids=["class", "none", "scale"])
+@torch.inference_mode()
+def test_cocas_cached_logits_are_those_of_open_clips_forward(text: dict[str, Any], prompt_length: int) -> None:
+    from reinforce.captioners.coca import CachedText
+
+    model, generator = _coca(**text), torch.Generator().manual_seed(0)
+    embs = torch.randn(2, 5, 16, dtype=torch.float64, generator=generator)
+    tokens = torch.randint(1, 32, (6, 9), generator=generator)
+    cached = CachedText(model, embs, num_captions=3, max_tokens=9)
+    images = {"image_latent": embs[:, 0], "image_embs": embs.repeat_interleave(3, 0)}
+    whole = model(None, tokens, **images, output_labels=False)["logits"]
+    fed = 0
+    for length in range(prompt_length, 10):
+        logits = cached.next_logits(tokens[:, fed:length])
+        if model.text.cls_emb is None:  # open_clip's own cuts no mask to a shorter text
+            expected = whole[:, length - 1]
+        else:
+            expected = model(None, tokens[:, :length], **images, output_labels=False)["logits"][:, -1]
+        torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+        assert (logits[:3, None] - logits[None, 3:]).abs().amax(2).min() > 0.01, "or rows could be swapped"
+        fed = length
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"no_causal_mask": True}, "reads in both directions"),
+        ({"qk_norm": True}, "attention with extras"),
+        ({"pad_id": 1}, "pad_id is 0, its text tower's 1"),
+    ],
+)
+def test_a_coca_that_cannot_be_cached_is_refused(text: dict[str, Any], message: str) -> None:
+    from reinforce.captioners.coca import check_coca
+
+    check_coca("published", _coca())
+    with pytest.raises(ModelError, match=f"model odd: .*{message}"):
+        check_coca("odd", _coca(**text))
+
+
+def test_a_prompt_that_holds_cocas_padding_is_refused(load: Callable[..., Any]) -> None:
+    with pytest.raises(ModelError, match=r"prompt 'w5 \[PAD\] w6': holds token 0"):
+        load("coca", prompt="w5 [PAD] w6")
+
+
+def test_coca_is_fed_every_token_once(load: Callable[..., Any]) -> None:
+    captioner = load("coca", num_captions=2, temperature=3.0, prompt=PROMPT)
+    fed: list[tuple[int, ...]] = []
+    images: list[int] = []
+    captioner._model.text.token_embedding.register_forward_hook(lambda _m, args, _out: fed.append(tuple(args[0].shape)))
+    captioner._model.text_decoder.cross_attn[0].ln_1_kv.register_forward_hook(
+        lambda _m, args, _out: images.append(len(args[0]))
+    )
+    assert all(len(texts) == 2 for texts in captioner.caption(_requests(4))), "or a redraw would be counted too"
+    assert fed == [(8, 3), *[(8, 1)] * 5]
+    assert images == [4]
 
 
 def test_a_redraw_is_of_its_sample_alone(load: Callable[..., Any]) -> None:

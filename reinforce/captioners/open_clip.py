@@ -1,10 +1,10 @@
 """CoCa captions (Yu et al., arXiv 2205.01917) from open_clip, encoding each image once for all of its captions.
 
-open_clip's own `CoCa.generate` fails with transformers 5 and draws from the global generator; the loop here is over
-its public `forward`. open_clip has no key-value cache: a step costs a pass over the text so far.
+open_clip's own `CoCa.generate` fails with transformers 5, draws from the global generator and has no key-value cache:
+the loop here is over `coca.CachedText`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reinforce.captioners import CaptionRequest
 from reinforce.captioners.cleaning import draw_distinct
+from reinforce.captioners.coca import CachedText, check_coca
 from reinforce.captioners.inputs import normalised, tokenizer_sha256
 from reinforce.captioners.sampling import SAMPLER, NucleusSampler
 from reinforce.config import CaptionerConfig
@@ -35,12 +36,13 @@ class OpenClipCaptioner:
         loaded = load_open_clip(config.model, checkpoint=config.checkpoint, sha256=config.sha256)
         if not isinstance(loaded.model, open_clip.CoCa):
             raise ModelError(f"model {config.model}: writes no captions; kind open_clip needs a CoCa model")
+        check_coca(config.model, loaded.model)
         self.name, self.num_captions = name, config.num_captions
         self._config, self._device, self._micro_batch = config, device, MicroBatch(batch_size)
         self._model, self._weights_sha256 = loaded.model.to(device), loaded.weights_sha256
         self._text = _TextCodec(loaded.tokenizer, pad_id=loaded.model.pad_id)
         self._prompt_ids = [self._text.start_id, *self._text.encode(config.prompt)]
-        self._check_context()
+        self._check_prompt()
         self._mean, self._std = list(loaded.preprocess["mean"]), list(loaded.preprocess["std"])
         self.image_size: int | None = _side(config.model, loaded.preprocess["size"])
 
@@ -72,33 +74,25 @@ class OpenClipCaptioner:
         images = [request.image for request in requests if request.image is not None]
         assert len(images) == len(requests), "a captioner with an image_size is given images"
         with torch.autocast(self._device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None):
-            latent, embs = self._encode(images)
+            embs = self._encode(images)
 
             def draw(samples: Sequence[int], captions: range) -> list[list[str] | None]:
-                seeds = [requests[i].seed for i in samples]
-                rows = torch.tensor(samples, device=self._device).repeat_interleave(len(captions))
-                return self._draw(latent[rows], embs[rows], seeds, captions)
+                return self._draw(embs[list(samples)], [requests[i].seed for i in samples], captions)
 
             return draw_distinct(
                 len(requests), num_captions=self.num_captions, micro_batch=self._micro_batch, draw=draw
             )
 
-    def _encode(
-        self, images: Sequence[Pixels]
-    ) -> tuple[Float[Tensor, "images dim"], Float[Tensor, "images queries dim"]]:
-        def forward(some: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _encode(self, images: Sequence[Pixels]) -> Float[Tensor, "images queries dim"]:
+        def forward(some: list[int]) -> Tensor:
             pixels = normalised([images[i] for i in some], self._mean, self._std, self._device)
-            return zip(*self._model._encode_image(pixels), strict=True)
+            embs: Tensor = self._model.visual(pixels)[1]
+            return embs
 
-        latents, embs = zip(*self._micro_batch.run(range(len(images)), forward), strict=True)
-        return torch.stack(latents), torch.stack(embs)
+        return torch.stack(self._micro_batch.run(range(len(images)), forward))
 
     def _draw(
-        self,
-        latent: Float[Tensor, "rows dim"],
-        embs: Float[Tensor, "rows queries dim"],
-        seeds: list[int],
-        captions: range,
+        self, embs: Float[Tensor, "images queries dim"], seeds: list[int], captions: range
     ) -> list[list[str] | None]:
         sampler = NucleusSampler(
             seeds,
@@ -108,17 +102,22 @@ class OpenClipCaptioner:
             temperature=self._config.temperature,
             device=self._device,
         )
-        tokens = torch.tensor(self._prompt_ids, device=self._device).repeat(len(latent), 1)
-        for _ in range(self._config.max_new_tokens):
-            logits = self._model(None, tokens, image_latent=latent, image_embs=embs, output_labels=False)["logits"]
-            tokens = torch.cat([tokens, sampler.draw(logits[:, -1])[:, None]], 1)
+        num_new, prompt = self._config.max_new_tokens, torch.tensor(self._prompt_ids, device=self._device)
+        tokens = prompt.repeat(len(embs) * len(captions), 1)
+        # The last token drawn is never fed back.
+        text = CachedText(self._model, embs, num_captions=len(captions), max_tokens=len(prompt) + num_new - 1)
+        for _ in range(num_new):
+            tokens = sampler.draw(text.next_logits(tokens))[:, None]
             if sampler.all_ended():
                 break
         return sampler.texts(lambda ids: self._text.decode(self._prompt_ids + ids))
 
-    def _check_context(self) -> None:
-        limit = min(self._model.context_length, getattr(self._model.text, "context_length", 10**9))
-        # The last token drawn is never fed back.
+    def _check_prompt(self) -> None:
+        pad_id = self._model.pad_id
+        if pad_id in self._prompt_ids:
+            raise ModelError(f"prompt {self._config.prompt!r}: holds token {pad_id}, the model's padding; reword it")
+        limit = min(self._model.context_length, self._model.text.context_length)
+        # As in `_draw`: the last token drawn is never fed back.
         needed = len(self._prompt_ids) + self._config.max_new_tokens - 1
         if needed > limit:
             prompt = f"a prompt of {len(self._prompt_ids)} tokens"
