@@ -11,6 +11,7 @@ BENCHMARKS = (
     "loss_memory",
     "step_cost",
     "sizing",
+    "captions",
     "student_reader",
     "forecast",
     "ray_s3",
