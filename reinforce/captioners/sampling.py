@@ -64,8 +64,8 @@ def nucleus(
     often. Rows must be free of NaN and +inf and hold a finite value.
     """
     vocabulary = logits.shape[1]
-    scaled = (logits.float() - logits.float().amax(1, keepdim=True)) / temperature
-    normaliser = scaled.logsumexp(1, keepdim=True)
+    scaled = (logits.float() - logits.float().amax(1, keepdim=True)).div_(temperature)
+    normaliser = scaled.exp().sum(1, keepdim=True).log()  # as logsumexp does; the largest is 0 already
     candidates = min(_FIRST_CANDIDATES, vocabulary)
     while True:
         values, tokens = scaled.topk(candidates, dim=1)
@@ -78,11 +78,11 @@ def nucleus(
         if candidates == vocabulary or bool((last > values[:, -1]).all()):
             break
         candidates = min(4 * candidates, vocabulary)
-    by_token = tokens.argsort(1)
-    order = by_token.gather(1, values.gather(1, by_token).argsort(stable=True, dim=1, descending=True))
+    # The bits of a float that is not negative sort as it does: one sort, by value and then by token.
+    by_value_and_token = (values.abs().view(torch.int32).long() << 32 | tokens).sort(1).values
     largest = int(inside.sum(1).max())
     # Equal values have equal log probabilities: reordering the tokens leaves `log_probs` and `inside` as they are.
-    return log_probs.masked_fill(~inside, -torch.inf)[:, :largest], tokens.gather(1, order)[:, :largest]
+    return log_probs.masked_fill(~inside, -torch.inf)[:, :largest], (by_value_and_token & _MASK32)[:, :largest]
 
 
 class NucleusSampler:
@@ -116,10 +116,12 @@ class NucleusSampler:
 
     def draw(self, logits: Float[Tensor, "rows vocabulary"]) -> Int64[Tensor, " rows"]:
         """The next token of each row."""
-        bad = (logits.isnan() | logits.isposinf()).any(1) | ~logits.isfinite().any(1)
-        self._failed |= bad & ~self._ended
-        self._ended |= bad
-        log_probs, tokens = nucleus(logits.masked_fill(bad[:, None], 0), self._top_p, self._temperature)
+        bad = ~logits.amax(1).isfinite()  # NaN where there is one
+        if bad.any():
+            self._failed |= bad & ~self._ended
+            self._ended |= bad
+            logits = logits.masked_fill(bad[:, None], 0)
+        log_probs, tokens = nucleus(logits, self._top_p, self._temperature)
         scores = log_probs + gumbel_noise(self._seeds, self._captions, len(self._steps), tokens)
         drawn = tokens.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
         self._ended |= torch.isin(drawn, self._end_ids)
