@@ -113,6 +113,18 @@ def _make_blip(folder: Path) -> None:
     _save_tokenizer(folder)
 
 
+def _make_git(folder: Path) -> None:
+    from transformers import CLIPImageProcessor, GitConfig, GitForCausalLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    tokens = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": PAD}
+    vision = {**sizes, "image_size": 16, "patch_size": 8}
+    config = GitConfig(**sizes, **tokens, vision_config=vision, vocab_size=64, max_position_embeddings=32)
+    _save_model(GitForCausalLM(config), folder, 0.3)
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
+    _save_tokenizer(folder)
+
+
 def _make_llava(folder: Path) -> None:
     from transformers import (
         CLIPImageProcessor,
@@ -169,11 +181,14 @@ def _make_coca(folder: Path) -> None:
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
-    "vision-encoder-decoder": _make_vision_encoder_decoder,
     "blip": _make_blip,
-    "llava": _make_llava,
     "coca": _make_coca,
+    "llava": _make_llava,
+    "vision-encoder-decoder": _make_vision_encoder_decoder,
+    "git": _make_git,
 }
+SEEDS = {"blip": 0, "coca": 1, "llava": 2, "vision-encoder-decoder": 3, "git": 7}
+"""Weights with which captions depend on the image and few are empty."""
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +200,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
         if kind not in made:
             made[kind] = tmp_path_factory.mktemp(kind)
             with torch.random.fork_rng():
-                torch.manual_seed(sorted(MAKERS).index(kind))
+                torch.manual_seed(SEEDS[kind])
                 MAKERS[kind](made[kind])
         return made[kind]
 
@@ -386,6 +401,7 @@ def _towers(captioner: Any, kind: str) -> tuple[torch.nn.Module, torch.nn.Module
     towers: dict[str, Callable[[], tuple[torch.nn.Module, torch.nn.Module]]] = {
         "vision-encoder-decoder": lambda: (model.encoder, model.decoder),
         "blip": lambda: (model.vision_model, model.text_decoder),
+        "git": lambda: (captioner._inputs._encoder, model),
         "llava": lambda: (model.model.vision_tower, model.model.language_model),
         "coca": lambda: (model.visual, model.text.token_embedding),
     }
@@ -448,7 +464,9 @@ def test_captions_are_clean_text_within_the_bound(load: Callable[..., Any], kind
             assert set(words) <= set(WORDS[4:])
 
 
-@pytest.mark.parametrize(("kind", "kept"), [("vision-encoder-decoder", 2), ("blip", 2), ("coca", 2), ("llava", 0)])
+@pytest.mark.parametrize(
+    ("kind", "kept"), [("vision-encoder-decoder", 2), ("blip", 2), ("git", 2), ("coca", 2), ("llava", 0)]
+)
 def test_a_prompt_is_kept_where_the_model_continues_it(load: Callable[..., Any], kind: str, kept: int) -> None:
     requests = _requests(3)
     prompted = load(kind, prompt=PROMPT, top_p=1e-6, num_captions=1).caption(requests)
@@ -480,7 +498,7 @@ def _reference(kind: str, folder: Path, request: CaptionRequest, sampler: Nucleu
 
 
 @pytest.mark.parametrize("top_p", [1e-6, 0.8])
-@pytest.mark.parametrize("kind", ["vision-encoder-decoder", "blip", "llava"])
+@pytest.mark.parametrize("kind", ["vision-encoder-decoder", "blip", "git", "llava"])
 def test_cached_generation_draws_from_the_logits_of_plain_forward_passes(
     load: Callable[..., Any], model_folder: Callable[[str], Path], kind: str, top_p: float
 ) -> None:
@@ -495,7 +513,9 @@ def test_cached_generation_draws_from_the_logits_of_plain_forward_passes(
     assert len(set(expected)) > 1
 
 
-@pytest.mark.parametrize(("kind", "prompt_length"), [("vision-encoder-decoder", 1), ("blip", 1), ("llava", 7)])
+@pytest.mark.parametrize(
+    ("kind", "prompt_length"), [("vision-encoder-decoder", 1), ("blip", 1), ("git", 1), ("llava", 7)]
+)
 def test_the_cache_saves_all_but_the_last_token(load: Callable[..., Any], kind: str, prompt_length: int) -> None:
     captioner = load(kind, num_captions=2, temperature=3.0)
     decoder = captioner._model.text_decoder if kind == "blip" else captioner._model
@@ -512,13 +532,7 @@ def test_the_cache_saves_all_but_the_last_token(load: Callable[..., Any], kind: 
 @pytest.mark.parametrize("kind", sorted(MAKERS))
 def test_each_image_is_encoded_once_for_all_captions(load: Callable[..., Any], kind: str) -> None:
     captioner = load(kind, num_captions=5, temperature=3.0)
-    model = captioner._model
-    encoder = {
-        "vision-encoder-decoder": lambda: model.encoder,
-        "blip": lambda: model.vision_model,
-        "llava": lambda: model.model.vision_tower,
-        "coca": lambda: model.visual,
-    }[kind]()
+    encoder, _ = _towers(captioner, kind)
     encoded: list[int] = []
     hook = encoder.register_forward_hook(
         lambda _module, args, kwargs, _out: encoded.append(len(args[0] if args else kwargs["pixel_values"])),
@@ -538,6 +552,7 @@ def test_a_bad_output_costs_its_own_sample_only(load: Callable[..., Any], kind: 
     embedding = {
         "vision-encoder-decoder": lambda: captioner._model.encoder,
         "blip": lambda: captioner._model.vision_model,
+        "git": lambda: captioner._inputs._encoder,
         "llava": lambda: captioner._model.model.multi_modal_projector,
         "coca": lambda: captioner._model.visual,
     }[kind]()

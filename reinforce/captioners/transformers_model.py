@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -16,6 +17,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
 )
+from transformers.modeling_outputs import BaseModelOutput
 
 from reinforce.captioners.inputs import normalised, tokenizer_sha256
 from reinforce.sample import Pixels
@@ -125,6 +127,9 @@ class ContinuingInputs:
         # BLIP's generate overwrites the first token and drops the last.
         end = [config.text_config.sep_token_id] if config.model_type == "blip" else []
         self._ids = [start_id, *self.kept_prompt_ids, *end]
+        self._encoder: Any = None
+        if config.model_type == "git":
+            self._encoder, loaded.model.git.image_encoder = loaded.model.git.image_encoder, _Encoded()
         self._ids_name = "decoder_input_ids" if config.model_type == "vision-encoder-decoder" else "input_ids"
         self.prompt_length = 1 + len(self.kept_prompt_ids)
 
@@ -133,7 +138,19 @@ class ContinuingInputs:
 
     def of(self, images: Sequence[Pixels]) -> dict[str, Tensor]:
         pixels = normalised(images, self._mean, self._std, self._device)
+        if self._encoder is not None:
+            pixels = self._encoder(pixel_values=pixels).last_hidden_state[:, None]
         return {"pixel_values": pixels, self._ids_name: torch.tensor([self._ids] * len(images), device=self._device)}
+
+
+class _Encoded(torch.nn.Module):
+    """In the place of GIT's vision encoder: hands over what was encoded before.
+
+    `generate` has the encoder see an image once for each of its captions, as GIT lacks the method that would spare it.
+    """
+
+    def forward(self, pixel_values: Float[Tensor, "rows 1 tokens dim"], **_: Any) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=pixel_values[:, 0])
 
 
 class ProcessorInputs:
