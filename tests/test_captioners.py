@@ -1,5 +1,6 @@
 """Captioners over tiny random models of real architectures: what they draw, and that a batch never changes it."""
 
+import gc
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ def _quiet_and_offline() -> Iterator[None]:
         logging.disable_progress_bar()
         yield
         torch.set_num_threads(threads)
+        gc.unfreeze()
 
 
 def _save_tokenizer(folder: Path) -> Any:
@@ -417,6 +419,7 @@ def _refuse_above(module: torch.nn.Module, limit: int) -> None:
             raise torch.OutOfMemoryError(f"{rows} rows")
 
     module.register_forward_pre_hook(check, with_kwargs=True)
+    gc.freeze()  # what libraries hold would take half a second of every collection after an error
 
 
 @pytest.mark.parametrize("part", ["images", "text"])
