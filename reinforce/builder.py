@@ -76,10 +76,12 @@ def _compute(computed: ComputedShard, output: Store, on_batch: Callable[[ShardRe
             report.drops.update(batch.drops)
             # Every teacher on the views of the batch, then on those texts that fill a pass.
             for file in image_files if batch.samples else ():
+                views = batch.views[file.plan.teacher.image_size]
+                # All views in one call: the next pass is on its way to the device while this one is there.
                 with times.measure("teachers"):
-                    views = [file.plan.teacher.embed_images(rows) for rows in batch.views[file.plan.teacher.image_size]]
-                report.num_views += len(views) * len(batch.samples)
-                writing.submit(computed.write, file.append_views, batch.keys, views)
+                    embeddings = file.plan.teacher.embed_images(views.reshape(-1, *views.shape[2:]))
+                report.num_views += len(embeddings)
+                writing.submit(computed.write, file.append_views, batch.keys, embeddings)
             for tower, files in towers:
                 sources = [file.plan.signal.source for file in files]
                 rows = tower.add(batch.keys, {source: captions[source] for source in sources})
@@ -98,7 +100,7 @@ def _text_towers(computed: ComputedShard) -> list[tuple[ShardTexts, list[SignalF
     for signal, file in computed.files.items():
         if signal.kind == "text":
             if signal.model not in towers:
-                tower = ShardTexts(file.plan.teacher, computed.plan.config.batch_size, computed.times)
+                tower = ShardTexts(file.plan.teacher, computed.times)
                 towers[signal.model] = (tower, [])
             towers[signal.model][1].append(file)
     return list(towers.values())

@@ -47,10 +47,12 @@ class SignalFile:
         self.nulls[NullReason.CAPTIONER_FAILED] += sum(not texts for texts in captions)
         self.writer.append(captions_batch(keys, [texts or None for texts in captions]))
 
-    def append_views(self, keys: list[str], views: list[Embeddings]) -> None:
-        stored = [round_mantissa(embeddings, self.plan.teacher.mantissa_bits) for embeddings in views]
-        self.nulls[NullReason.NON_FINITE] += sum(int(np.isnan(rows).any(axis=1).sum()) for rows in stored)
-        self.writer.append(embeddings_batch(keys, dict(zip(self.plan.columns, stored, strict=True))))
+    def append_views(self, keys: list[str], embeddings: Embeddings) -> None:
+        """Those of all keys in view 0, then in view 1, and so on."""
+        stored = round_mantissa(embeddings, self.plan.teacher.mantissa_bits)
+        self.nulls[NullReason.NON_FINITE] += int(np.isnan(stored).any(axis=1).sum())
+        by_view = stored.reshape(len(self.plan.columns), len(keys), -1)
+        self.writer.append(embeddings_batch(keys, dict(zip(self.plan.columns, by_view, strict=True))))
 
     def append_texts(self, rows: list[TextRow]) -> None:
         """Each text goes to its row and column; the cells of rows with fewer texts stay NaN, which is null."""

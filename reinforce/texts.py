@@ -1,8 +1,8 @@
 """The texts of a shard on their way through one text tower: each distinct text once, in full passes of like length.
 
 Web captions repeat and are short: most of what a plain loop over them computes is padding. A pass here has as many
-texts as a micro-batch, all of one padded length, whichever rows and sources they came from; a row is given out, in
-order, when all of its texts are embedded. Which texts share a pass is a function of the shard alone.
+texts as the teacher takes at once, all of one padded length, whichever rows and sources they came from; a row is given
+out, in order, when all of its texts are embedded. Which texts share a pass is a function of the shard alone.
 """
 
 from collections import defaultdict, deque
@@ -50,9 +50,8 @@ class TextRow:
 class ShardTexts:
     """Embeds the texts of one shard with one teacher."""
 
-    def __init__(self, teacher: Teacher, pass_size: int, times: Times) -> None:
+    def __init__(self, teacher: Teacher, times: Times) -> None:
         self._teacher = teacher
-        self._pass_size = pass_size
         self._times = times
         self._known: dict[str, Text] = {}
         self._pending: defaultdict[int, list[Text]] = defaultdict(list)
@@ -65,7 +64,7 @@ class ShardTexts:
             texts = {source: [self._known[text] for text in lists[row]] for source, lists in captions.items()}
             self._waiting.append(TextRow(key, texts))
         for length in sorted(self._pending):
-            while len(self._pending[length]) >= self._pass_size:
+            while len(self._pending[length]) >= self._teacher.rows_of_pass(length):
                 self._run(length)
         complete = self._complete()
         while len(self._waiting) > MAX_WAITING_ROWS:
@@ -94,8 +93,9 @@ class ShardTexts:
 
     def _run(self, length: int) -> None:
         """One pass of the texts of this length that have waited longest."""
-        texts = self._pending[length][: self._pass_size]
-        del self._pending[length][: self._pass_size]
+        rows = slice(self._teacher.rows_of_pass(length))
+        texts = self._pending[length][rows]
+        del self._pending[length][rows]
         if not texts:
             return
         with self._times.measure("teachers"):

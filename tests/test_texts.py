@@ -14,8 +14,6 @@ from reinforce.shards.schema import round_mantissa
 from reinforce.teachers import FakeTeacher, TokenizedText
 from reinforce.texts import ShardTexts, TextRow
 
-PASS_SIZE = 8
-
 
 class NoTimes:
     def measure(self, stage: str) -> nullcontext[None]:
@@ -46,7 +44,7 @@ def rows_of(num_rows: int, num_distinct: int) -> tuple[list[str], dict[str, list
 
 
 def embed(teacher: FakeTeacher, keys: list[str], captions: dict[str, list[list[str]]], step: int) -> list[TextRow]:
-    tower = ShardTexts(teacher, PASS_SIZE, NoTimes())
+    tower = ShardTexts(teacher, NoTimes())
     rows: list[TextRow] = []
     for start in range(0, len(keys), step):
         part = slice(start, start + step)
@@ -77,12 +75,13 @@ def test_each_text_is_embedded_once_in_full_passes_of_one_length() -> None:
     assert sum(size for _, size in teacher.passes) == len(distinct)
     for length, count in lengths.items():
         sizes = [size for of, size in teacher.passes if of == length]
-        assert sizes == [PASS_SIZE] * (count // PASS_SIZE) + [count % PASS_SIZE] * (count % PASS_SIZE > 0)
+        full, rest = divmod(count, teacher.rows_of_pass(length))
+        assert sizes == [teacher.rows_of_pass(length)] * full + [rest] * (rest > 0)
 
 
 def test_rows_never_wait_for_more_than_so_many_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts_module, "MAX_WAITING_ROWS", 10)
-    tower = ShardTexts(PassCountingTeacher(), PASS_SIZE, NoTimes())
+    tower = ShardTexts(PassCountingTeacher(), NoTimes())
     # The first row's text has a length of its own: no pass of it ever fills up.
     given = tower.add(["first"], {"original": [["x" * 50]]})
     for index in range(30):

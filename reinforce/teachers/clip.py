@@ -111,10 +111,12 @@ class ClipTeacher:
 
     def embed_tokens(self, texts: Sequence[TokenizedText]) -> Embeddings:
         (length,) = {text.length for text in texts}
-        # As many tokens for every length: a few long texts would else be padded to a whole micro-batch of them.
-        most_rows = max(1, self._micro_batch.initial * BUCKET // length) if self._is_bucketed else None
         ids = np.stack([text.ids[:length] for text in texts])
-        return self._embed(ids, self._clip.encode_text, most_rows)
+        return self._embed(ids, self._clip.encode_text, self.rows_of_pass(length))
+
+    def rows_of_pass(self, length: int) -> int:
+        # As many tokens for every length: a few long texts would else be padded to a whole micro-batch of them.
+        return max(1, self._micro_batch.initial * BUCKET // length) if self._is_bucketed else self._micro_batch.initial
 
     def embed_texts(self, texts: list[str]) -> tuple[Embeddings, Bool[np.ndarray, " rows"]]:
         return embed_by_length(self, texts)
@@ -130,7 +132,7 @@ class ClipTeacher:
     def _embed(self, rows: np.ndarray, encode: Callable[[Tensor], Tensor], most_rows: int | None = None) -> Embeddings:
         """One row of unit norm for each of `rows`. The device is waited for once, at the end of all passes."""
         embeddings = self._micro_batch.run(
-            range(len(rows)), lambda some: self._forward(rows[some], encode), at_most=most_rows
+            range(len(rows)), lambda some: self._forward(_taken(rows, some), encode), at_most=most_rows
         )
         return torch.stack(embeddings).cpu().numpy()
 
@@ -146,7 +148,8 @@ class ClipTeacher:
     def _on_device(self, batch: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(batch)
         # From pinned memory the copy takes its turn on the device while the next batch is prepared here.
-        tensor = tensor.pin_memory() if self.device.type == "cuda" else tensor
+        if self.device.type == "cuda" and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
     @torch.inference_mode()
@@ -177,6 +180,12 @@ class ClipTeacher:
         except BackendCompilerFailed as error:
             reason = " ".join(str(error.inner_exception).split())[:200]
             raise ModelError(f"not compiled ({reason}); set build.compile to false") from None
+
+
+def _taken(rows: np.ndarray, some: list[int]) -> np.ndarray:
+    """Those of `rows`, in place if they are consecutive."""
+    first, last = some[0], some[-1]
+    return rows[first : last + 1] if last - first + 1 == len(some) else rows[some]
 
 
 def _unit_norm(embeddings: Tensor) -> Float[Tensor, "rows dim"]:

@@ -53,6 +53,9 @@ class FakeTeacher:
         assert len({text.length for text in texts}) == 1, "one pass has texts of one length"
         return self._project(np.stack([np.bincount(text.ids, minlength=256) for text in texts]))
 
+    def rows_of_pass(self, length: int) -> int:
+        return max(1, 128 // length)
+
     def embed_texts(self, texts: list[str]) -> tuple[Embeddings, Bool[np.ndarray, " rows"]]:
         return embed_by_length(self, texts)
 

@@ -52,6 +52,9 @@ class Teacher(Protocol):
     def embed_tokens(self, texts: Sequence[TokenizedText]) -> Embeddings:
         """Unit-norm embeddings of texts of one `length`; a row of NaN where the model gave nothing finite."""
 
+    def rows_of_pass(self, length: int) -> int:
+        """How many texts of this length make a full forward pass."""
+
     def embed_texts(self, texts: list[str]) -> tuple[Embeddings, Bool[np.ndarray, " rows"]]:
         """Unit-norm embeddings of texts of any length, and which texts were cut at the context length."""
 
