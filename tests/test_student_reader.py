@@ -116,22 +116,22 @@ def test_worker_processes_read_the_same_samples(dataset: Path, workers: int) -> 
 
 def test_what_a_visit_reads_depends_on_seed_epoch_and_shard_alone() -> None:
     stems = ["a", "b", "c", "d", "e"]
-    alone = list(visits(stems, 7, worker=0, num_workers=1, epochs=4))
-    dealt = [list(visits(stems, 7, worker=worker, num_workers=3, epochs=4)) for worker in range(3)]
+    alone = list(visits(stems, 7, worker=0, num_workers=1, passes=4))
+    dealt = [list(visits(stems, 7, worker=worker, num_workers=3, passes=4)) for worker in range(3)]
     assert [visit for group in itertools.zip_longest(*dealt) for visit in group if visit] == alone
     assert Counter(visit.stem for visit in alone) == Counter(stems * 4)
-    assert alone != list(visits(stems, 8, worker=0, num_workers=1, epochs=4))
-    assert list(visits(stems, 7, worker=1, num_workers=3, start=2, epochs=4)) == dealt[1][2:]
+    assert alone != list(visits(stems, 8, worker=0, num_workers=1, passes=4))
+    assert list(visits(stems, 7, worker=1, num_workers=3, start=2, passes=4)) == dealt[1][2:]
 
 
 def test_k_epochs_see_each_view_once() -> None:
     for stem in ("a", "b"):
-        walked = [view_index(3, Visit(epoch, stem), 5) for epoch in range(15)]
+        walked = [view_index(3, stem, place, 5) for place in range(15)]
         assert [sorted(walked[start : start + 5]) for start in (0, 5, 10)] == [[1, 2, 3, 4, 5]] * 3
-        captions = [caption_index(3, Visit(epoch, stem), "original", 2) for epoch in range(6)]
+        captions = [caption_index(3, stem, place, "original", 2) for place in range(6)]
         assert [sorted(captions[start : start + 2]) for start in (0, 2, 4)] == [[0, 1]] * 3
-    assert len({tuple(view_index(3, Visit(e, stem), 5) for e in range(5)) for stem in "abcdefgh"}) > 4
-    assert view_index(3, Visit(9, "a"), 0) == 0
+    assert len({tuple(view_index(3, stem, place, 5) for place in range(5)) for stem in "abcdefgh"}) > 4
+    assert view_index(3, "a", 9, 0) == 0
 
 
 def test_permutations_are_pinned() -> None:

@@ -66,6 +66,10 @@ class DataConfig(Strict):
     """Whether the source's own captions are read."""
     views: int | None = Field(None, ge=0)
     """Use only the views 1..N; default: all that are stored. 0: the clean view. With loss clip any number is drawn."""
+    views_per_decode: int = Field(1, ge=1)
+    """Views of an image that are rendered each time it is read and decoded, each with captions of its own."""
+    views_placement: Literal["apart", "together"] = "apart"
+    """Where these views go: `apart`, into as many batches, one after another; `together`, into the same batch."""
     open_shards: int = Field(4, ge=1)
     """Shards that are shuffled together, by each worker."""
     workers: int = Field(1, ge=0)

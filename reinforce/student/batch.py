@@ -15,11 +15,15 @@ SYNTHETIC = "synthetic"
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the stream of one worker: `row` rows into the `group`-th group of shards it shuffles together."""
+    """A place in the stream of one worker: `row` rows into the `group`-th group of shards it shuffles together.
+
+    The images from there on fill a batch, and then, with other views, `turn` more batches that were read already.
+    """
 
     worker: int = 0
     group: int = 0
     row: int = 0
+    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ class Batch:
     """Where the worker that made the batch goes on after it."""
     counts: Counter[str] = field(default_factory=Counter)
     """What that worker left out since its last batch, by reason, and the captions it cut."""
+    reader_s: dict[str, float] = field(default_factory=dict)
+    """The seconds that worker took for the batch: `open` (waiting for shards that are opened), `read`, `decode`,
+    `render`, `batch` (tokens, and rows brought together)."""
+    images_of: Int64[Tensor, " batch"] | None = None
+    """Where one image has several rows: a number by image, the same in every process. They are no negatives of one
+    another."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -70,6 +80,8 @@ class Batch:
         """The batch with `function` applied to every tensor."""
 
         def of(value: Any) -> Any:
+            if value is None:
+                return None
             return {name: of(item) for name, item in value.items()} if isinstance(value, dict) else function(value)
 
         return replace(
@@ -78,4 +90,5 @@ class Batch:
             texts=of(self.texts),
             teacher_images=of(self.teacher_images),
             teacher_texts=of(self.teacher_texts),
+            images_of=of(self.images_of),
         )

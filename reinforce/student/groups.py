@@ -51,6 +51,7 @@ class Opener:
                     yield shards
                 finally:
                     for shard in shards:
+                        shard.close()
                         if shard.tar.parent == self._spool:
                             shard.tar.unlink(missing_ok=True)
 
@@ -78,7 +79,7 @@ class Opener:
             if not local.is_file():
                 raise FileNotFoundError(f"{local}: no such file")
             return local
-        target = self._spool / f"{visit.epoch}-{hashlib.sha256(visit.stem.encode()).hexdigest()[:16]}.tar"
+        target = self._spool / f"{visit.number}-{hashlib.sha256(visit.stem.encode()).hexdigest()[:16]}.tar"
         self._source.download(name, target)
         return target
 

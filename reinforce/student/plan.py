@@ -94,6 +94,12 @@ def plan_reading(
     signals = [Signal("image", name) for name in teachers]
     signals += [Signal("captions", name) for name in num_captions if name != ORIGINAL]
     signals += [Signal("text", teacher, source) for teacher in teachers for source in num_captions]
+    num_views = _num_views(data, images, teachers)
+    if data.views_per_decode > max(1, num_views):
+        raise ConfigError(
+            f"student.data.views_per_decode: {data.views_per_decode} wanted, there are {num_views} views; lower it"
+            + ("" if teachers else ", or raise student.data.views")
+        )
     selection = read_selection(select) if select else None
     source_root, stems = _stems(dataset, shards, root, selection)
     complete = [stem for stem in stems if all(signal.file(stem) in dataset.sizes for signal in signals)]
@@ -108,7 +114,7 @@ def plan_reading(
         source=SourceConfig.model_validate(dataset.document["spine"]["source"]),
         policy=ViewPolicy.model_validate(dataset.document["view_policy"]),
         teachers={name: document["model"] for name, document in teachers.items()},
-        num_views=_num_views(data, images, teachers),
+        num_views=num_views,
         num_captions=num_captions,
         fingerprints={signal.folder: dataset.signals[signal]["fingerprint"] for signal in signals},
         selection=selection,

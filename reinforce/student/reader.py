@@ -3,45 +3,33 @@
 Every batch is full, so all processes of a run take the same number of steps; the stream is endless unless `epochs`
 says otherwise. A worker opens `open_shards` shards at a time and, while it reads them, the next ones in a thread:
 local tars are read in place, remote ones are fetched to a temporary folder and removed after use. Memory is that of
-the captions and embedding columns of two such groups; no pixels are buffered beyond the batch.
+the captions and embedding columns of two such groups, and the pixels of the batch: of `views_per_decode` batches, if
+an image's views go into several.
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Int64
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from reinforce.config import ConfigError, DataConfig
 from reinforce.formatting import format_counts
 from reinforce.sample import Drop, Pixels
 from reinforce.storage import accept, accepted, open_spool
+from reinforce.student.assemble import Row, Tokenizer, assemble
 from reinforce.student.batch import Batch, Position
 from reinforce.student.choices import visits
 from reinforce.student.groups import Opener, ReadError
 from reinforce.student.plan import ReadPlan
-from reinforce.student.shard import (
-    ImageMismatchError,
-    Rows,
-    VisitedShard,
-    shuffled_rows,
-)
+from reinforce.student.shard import ImageMismatchError, VisitedShard, shuffled_rows
+from reinforce.student.stopwatch import Stopwatch
 
 _MOST_IDLE_VISITS = 64
 """So many shards in a row without one usable sample are no accident, and of fewer shards every one twice."""
-
-
-class Tokenizer(Protocol):
-    """What the reader asks of a tokenizer. It is pickled into the workers."""
-
-    def tokenize(self, texts: list[str]) -> tuple[Int64[Tensor, "texts context"], Bool[np.ndarray, " texts"]]:
-        """Token ids, cut and padded to the context length, and which texts were cut."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +57,9 @@ class ReinforcedDataset(IterableDataset[Batch]):
     >>> {role: list(of_role) for role, of_role in batch.teacher_texts.items()}
     {'original': ['large', 'small'], 'synthetic': ['large', 'small']}
 
-    `epochs` ends the stream after so many visits to every shard; then the last batch of a worker may be smaller.
+    `epochs` ends the stream when every sample has been seen so often: after epochs / `views_per_decode` visits to every
+    shard, so it must be a multiple. Then the last batch of a worker may be smaller, or the last `views_per_decode`
+    batches, which are of the same images. Raises `ConfigError` for numbers that do not divide.
     """
 
     def __init__(
@@ -82,6 +72,9 @@ class ReinforcedDataset(IterableDataset[Batch]):
         epochs: int | None = None,
         placement: Placement | None = None,
     ) -> None:
+        check_batch_size(batch_size, plan.data)
+        if epochs is not None and epochs % plan.data.views_per_decode:
+            raise ConfigError(f"epochs: {epochs} is no multiple of views_per_decode {plan.data.views_per_decode}")
         self.plan = plan
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -116,11 +109,24 @@ class ReinforcedDataset(IterableDataset[Batch]):
             yield from _Stream(self, position, num_workers, spool).batches()
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+def check_batch_size(batch_size: int, data: DataConfig) -> None:
+    """Raises `ConfigError` if a process's batch is not of whole images where their views are to be together."""
+    if data.views_placement == "together" and batch_size % data.views_per_decode:
+        raise ConfigError(
+            f"student.batch_size: {batch_size} in a process does not divide by student.data.views_per_decode "
+            f"{data.views_per_decode}, as views_placement together needs"
+        )
+
+
+@dataclass(slots=True)
+class _Image:
+    """A decoded image: its views that are still to come, in the order of the visit's readings."""
+
     shard: VisitedShard
-    index: int
-    pixels: Pixels
+    row: int
+    pixels: list[Pixels]
+    end: Position
+    """Where its worker goes on after it."""
 
 
 class _Stream:
@@ -131,21 +137,47 @@ class _Stream:
         self.plan = settings.plan
         self.start = position
         self.counts: Counter[str] = Counter()
+        self.clock = Stopwatch()
         placement = settings.placement
+        num_views = self.plan.data.views_per_decode
         self._visits = visits(
             self.plan.stems,
             self.plan.seed,
             worker=placement.rank + position.worker * placement.world_size,
             num_workers=num_workers * placement.world_size,
             start=position.group * self.plan.data.open_shards,
-            epochs=settings.epochs,
+            passes=None if settings.epochs is None else settings.epochs // num_views,
         )
         self._opener = Opener(self.plan, spool)
+        # A block of images fills this many batches, each with another view; or one batch, with all of them.
+        self._are_apart = self.plan.data.views_placement == "apart"
+        self._num_turns = num_views if self._are_apart else 1
+        self._block_size = settings.batch_size if self._are_apart else settings.batch_size // num_views
 
     def batches(self) -> Iterator[Batch]:
-        rows: list[_Row] = []
+        images = self._images()
+        begin = replace(self.start, turn=0)
+        block = list(islice(images, self._block_size))
+        for image in block:
+            del image.pixels[: self.start.turn]
+        first_turn = self.start.turn
+        share = self._block_size // self._num_turns
+        while block:
+            ahead: list[_Image] = []
+            end = block[-1].end
+            for turn in range(first_turn, self._num_turns):
+                is_last = turn == self._num_turns - 1
+                yield self._batch(self._rows(block), end if is_last else replace(begin, turn=turn + 1))
+                # The next block's images a share at a time: no batch waits for the decoding of a whole block.
+                ahead += islice(images, self._block_size - len(ahead) if is_last else share)
+            block, begin, first_turn = ahead, end, 0
+
+    def _images(self) -> Iterator[_Image]:
+        """The usable images in the order of the stream, each decoded and rendered when it is asked for."""
         num_idle_visits = 0
+        self.clock.start()
         for group, shards in enumerate(self._opener.groups(self._visits, self.counts), start=self.start.group):
+            self.clock.lap("open")
             order = shuffled_rows(shards, self.plan.seed)
             first = self.start.row if group == self.start.group else 0
             num_loaded = 0
@@ -154,77 +186,49 @@ class _Stream:
                 if pixels is None:
                     continue
                 num_loaded += 1
-                rows.append(_Row(shards[index], row, pixels))
-                if len(rows) == self.settings.batch_size:
-                    yield self._batch(rows, Position(self.start.worker, group, place))
-                    rows = []
+                yield _Image(shards[index], row, pixels, Position(self.start.worker, group, place))
             num_idle_visits = 0 if num_loaded or first else num_idle_visits + self.plan.data.open_shards
             if num_idle_visits >= min(2 * len(self.plan.stems), _MOST_IDLE_VISITS):
                 raise ReadError(
                     f"{self.plan.dataset_uri}: not one usable sample in {num_idle_visits} shards: "
                     f"{format_counts(self.counts) or 'they keep none'}"
                 )
-        if rows:
-            yield self._batch(rows, Position(self.start.worker, group + 1, 0))
+            self.clock.start()
 
-    def _load(self, shard: VisitedShard, row: int) -> Pixels | None:
-        """The pixels of a row; None, and counted, if the recipe skips what is wrong with it."""
+    def _rows(self, block: list[_Image]) -> list[Row]:
+        """The next view of every image, which is then let go; or all views of each."""
+        rows = []
+        for image in block:
+            readings = image.shard.readings[-len(image.pixels) :]
+            num_rows = 1 if self._are_apart else len(readings)
+            rows += [Row(image.shard, image.row, readings[index], image.pixels[index]) for index in range(num_rows)]
+            del image.pixels[:num_rows]
+        return rows
+
+    def _load(self, shard: VisitedShard, row: int) -> list[Pixels] | None:
+        """The views of a row; None, and counted, if the recipe skips what is wrong with it."""
         try:
-            pixels = shard.load(row, self.settings.image_size)
+            pixels = shard.load(row, self.settings.image_size, self.clock)
         except ImageMismatchError as error:
             if self.plan.data.damaged == "error":
                 raise ReadError(
                     f"shard {shard.visit.stem}: {error}; is {self.plan.source_root} what the dataset was built from? "
                     "Give --root, or --set student.data.damaged=skip"
                 ) from None
-            self.counts["image_mismatch"] += 1
+            self.counts["image_mismatch"] += len(shard.readings)
             return None
         if not isinstance(pixels, Drop):
             return pixels
         if self.plan.data.unusable == "error":
             raise ReadError(f"shard {shard.visit.stem}: sample {shard.keys[row]}: {pixels.reason} ({pixels.detail})")
-        self.counts[pixels.reason] += 1
+        self.counts[pixels.reason] += len(shard.readings)
         return None
 
-    def _batch(self, rows: list[_Row], position: Position) -> Batch:
-        places: dict[int, tuple[VisitedShard, list[int], list[int]]] = {}
-        for place, row in enumerate(rows):
-            _, in_batch, in_shard = places.setdefault(id(row.shard), (row.shard, [], []))
-            in_batch.append(place)
-            in_shard.append(row.index)
-
-        def gather(of: Callable[[VisitedShard], Rows]) -> Tensor:
-            """The rows' embeddings, copied shard by shard: one row at a time takes ten times as long."""
-            embeddings = np.empty((len(rows), of(rows[0].shard).shape[1]), np.float16)
-            for shard, in_batch, in_shard in places.values():
-                embeddings[in_batch] = of(shard)[in_shard]
-            return torch.from_numpy(embeddings)
-
-        texts = {role: [row.shard.captions[role][row.index] or "" for row in rows] for role in self.plan.roles}
-        tokens = {}
-        for role, of_role in texts.items():
-            tokens[role], is_cut = self.settings.tokenizer.tokenize(of_role)
-            self.counts["truncated_captions"] += int(is_cut.sum())
-        batch = Batch(
-            keys=[row.shard.keys[row.index] for row in rows],
-            stems=[row.shard.visit.stem for row in rows],
-            images=torch.from_numpy(np.stack([row.pixels for row in rows])).permute(0, 3, 1, 2),
-            texts=tokens,
-            teacher_images={name: gather(partial(_image_rows, name=name)) for name in self.plan.teachers},
-            teacher_texts={
-                role: {name: gather(partial(_text_rows, role=role, name=name)) for name in self.plan.teachers}
-                for role in self.plan.roles
-            },
-            position=position,
-            counts=+self.counts,
-        )
+    def _batch(self, rows: list[Row], position: Position) -> Batch:
+        self.clock.start()
+        has_repeats = self.plan.data.views_per_decode > 1 and not self._are_apart
+        batch = assemble(rows, self.plan, self.settings.tokenizer, has_repeats=has_repeats)
+        counts = +(self.counts + batch.counts)
         self.counts.clear()
-        return batch
-
-
-def _image_rows(shard: VisitedShard, *, name: str) -> Rows:
-    return shard.teacher_images[name]
-
-
-def _text_rows(shard: VisitedShard, *, role: str, name: str) -> Rows:
-    return shard.teacher_texts[role][name]
+        self.clock.lap("batch")
+        return replace(batch, position=position, counts=counts, reader_s=self.clock.take())
