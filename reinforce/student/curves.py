@@ -6,7 +6,17 @@ from typing import Any
 
 CURVES_FILE = "curves.svg"
 
-_LEFT_OUT = {"kind", "step", "samples", "epoch", "learning_rate", "left_out", "samples_per_s", "wait_share"}
+_LEFT_OUT = {
+    "kind",
+    "step",
+    "samples",
+    "epoch",
+    "learning_rate",
+    "left_out",
+    "samples_per_s",
+    "wait_share",
+    "reader_ms",
+}
 _LABEL_HEIGHT = 0.06
 """Of a line of text, as a share of the axis of accuracy."""
 

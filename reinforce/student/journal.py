@@ -7,57 +7,19 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-from torch import Tensor
 
 from reinforce.config import ConfigError, StudentConfig
 from reinforce.formatting import format_counts, format_seconds
+from reinforce.student.meter import WAITING_SHARE
 
 METRICS_FILE = "metrics.jsonl"
 _PLAIN_INTERVAL_S = 10.0
-
-
-class Meter:
-    """Averages over the steps since the figures were last asked for: the loss and its terms, the rate, the waiting."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._reset()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Times how long the data kept a step waiting."""
-        before_s = time.perf_counter()
-        yield
-        self._waited_s += time.perf_counter() - before_s
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        """Adds a step; its values stay on their device until the figures are asked for."""
-        self._num_steps += 1
-        for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach()
-
-    def figures(self) -> dict[str, float]:
-        """The averages; starts anew."""
-        figures = {name: float(total) / self._num_steps for name, total in self._sums.items()}
-        elapsed_s = time.perf_counter() - self._start_s
-        figures["samples_per_s"] = self._num_steps * self._batch_size / elapsed_s
-        figures["wait_share"] = self._waited_s / elapsed_s
-        self._reset()
-        return figures
-
-    def _reset(self) -> None:
-        self._num_steps = 0
-        self._waited_s = 0.0
-        self._sums: dict[str, Any] = {}
-        self._start_s = time.perf_counter()
 
 
 class Journal:
@@ -90,15 +52,16 @@ class Journal:
     def elapsed_s(self) -> float:
         return time.monotonic() - self._start_s
 
-    def train(self, step: int, figures: dict[str, float], left_out: Counter[str]) -> None:
+    def train(self, step: int, figures: dict[str, Any], left_out: Counter[str]) -> None:
         """Records the figures of the steps since the last call and what was left out in all, and shows them."""
         self._record({"kind": "train", "step": step, **figures, "left_out": dict(+left_out)})
         left_s = self.elapsed_s / (step - self._first_step) * (self._num_steps - step)
+        limit = " (the readers are the limit)" if figures["wait_share"] >= WAITING_SHARE else ""
         parts = [
             f"step {step:,}/{self._num_steps:,}",
             f"loss {figures['loss']:.3f}",
             f"{figures['samples_per_s']:,.0f} samples/s",
-            f"waiting for data {figures['wait_share']:.0%}",
+            f"waiting for data {figures['wait_share']:.0%}{limit}",
             f"{format_seconds(left_s)} left",
         ]
         line = ", ".join(parts) + (f"; {format_counts(left_out)}" if +left_out else "")

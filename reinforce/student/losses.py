@@ -28,19 +28,21 @@ def contrastive_loss(
     logit_scale: Float[Tensor, ""],
     *,
     caption_ids: Gathered | None = None,
+    image_ids: Gathered | None = None,
     block_rows: int = BLOCK_ROWS,
 ) -> Float[Tensor, ""]:
     """InfoNCE, the mean of both directions, of unit-norm pairs.
 
-    With `caption_ids`, Int64 one a pair, pairs of the same id are no negatives of one another.
+    With `caption_ids` or `image_ids`, Int64 one a pair, pairs that share one of them are no negatives of one another.
     """
+    all_ids = [ids for ids in (caption_ids, image_ids) if ids is not None]
 
     def direction(rows: Gathered, columns: Gathered) -> Tensor:
         def compare(block: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
             index = torch.arange(len(logits), device=logits.device)
             own = index + (rows.first + block.start)
-            if caption_ids is not None:
-                same: Bool[Tensor, "rows global"] = caption_ids.local[block, None] == caption_ids.all
+            for ids in all_ids:
+                same: Bool[Tensor, "rows global"] = ids.local[block, None] == ids.all
                 same[index, own] = False
                 logits.masked_fill_(same, -math.inf)
             log_probs = logits.sub_(logits.logsumexp(1, keepdim=True))
@@ -157,12 +159,15 @@ class StudentLoss:
         image = gather(outputs.image.float())
         terms = {name: torch.zeros((), device=outputs.image.device) for name in self._weights}
         used = self.teacher_scales if "distillation" in terms else ()
+        # An image that has several rows is no negative of itself; distillation asks the teachers.
+        image_ids = None if batch.images_of is None or "contrastive" not in terms else gather(batch.images_of)
         teacher_images = {name: gather(batch.teacher_images[name]).normalized() for name in used}
         for role, local_text in (outputs.texts or self._teacher_texts(outputs, batch)).items():
             text = gather(local_text.float())
             if "contrastive" in terms:
+                ids = self._caption_ids(batch, role)
                 terms["contrastive"] += contrastive_loss(
-                    image, text, outputs.logit_scale, caption_ids=self._caption_ids(batch, role)
+                    image, text, outputs.logit_scale, caption_ids=ids, image_ids=image_ids
                 )
             if "distillation" in terms:
                 teachers = [

@@ -117,9 +117,9 @@ def _read_captions(
         for caption in wanted:
             if caption[0] == source:
                 # A sample that has fewer takes the index modulo what it has; -1 is none.
-                indices = [caption[1] % len(row) if row else -1 for row in lists]
-                chosen[caption] = np.array(indices, np.int64)
-                texts[caption] = [row[index] if row else None for row, index in zip(lists, indices, strict=True)]
+                places = [caption[1] % len(row) if row else -1 for row in lists]
+                chosen[caption] = np.array(places, np.int64)
+                texts[caption] = [row[place] if row else None for row, place in zip(lists, places, strict=True)]
         used = {int(index) for indices in chosen.values() for index in np.unique(indices) if index >= 0} or {0}
         for teacher in plan.teachers:
             columns = reader.embeddings(Signal("text", teacher, source), [caption_column(i) for i in sorted(used)])

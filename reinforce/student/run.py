@@ -26,13 +26,14 @@ from reinforce.student.checkpoint import (
     save_checkpoint,
 )
 from reinforce.student.distributed import Processes
-from reinforce.student.journal import METRICS_FILE, Journal, Meter
+from reinforce.student.journal import METRICS_FILE, Journal
 from reinforce.student.learner import Learner, backward, rng_state, set_rng_state
 from reinforce.student.losses import StudentLoss
+from reinforce.student.meter import Meter
 from reinforce.student.models import Student, build_student
 from reinforce.student.optimize import learning_rate, make_average, make_optimizer
 from reinforce.student.plan import ReadPlan
-from reinforce.student.reader import Placement, ReinforcedDataset
+from reinforce.student.reader import Placement, ReinforcedDataset, check_batch_size
 from reinforce.student.tokenizer import StudentTokenizer
 
 # What may change between a checkpoint and the run that goes on from it.
@@ -52,6 +53,7 @@ class Run:
         self.folder = folder
         self.processes = processes
         self.local_batch_size = _local_batch_size(config, processes.world_size)
+        check_batch_size(self.local_batch_size, config.data)
         self.num_samples = plan.count_samples()
         self.num_steps = config.steps or max(1, round((config.epochs or 0) * self.num_samples / config.batch_size))
         self.loss = StudentLoss(config.loss, plan.logit_scales)
@@ -114,7 +116,7 @@ class Run:
                 self._note_position(batch.position)
                 self.left_out.update(batch.counts)
                 terms, gradient_norm = self._step(step, batch.to(self.processes.device))
-                meter.add(terms)
+                meter.add(terms, batch)
                 is_last = step == self.num_steps
                 if is_last or step % self.config.log_every == 0:
                     self._log(step, meter.figures(), float(gradient_norm), journal)
@@ -123,8 +125,10 @@ class Run:
                     # With a gradient that is not finite the weights no longer are, though the loss was.
                     self._check_finite(step, float(terms["loss"].detach()) + float(gradient_norm))
                     self._save(step)
+        if journal is not None:
+            journal.line(meter.limit(self.config.data))
 
-    def _log(self, step: int, figures: dict[str, float], gradient_norm: float, journal: Journal | None) -> None:
+    def _log(self, step: int, figures: dict[str, Any], gradient_norm: float, journal: Journal | None) -> None:
         self._check_finite(step, figures["loss"])
         left_out = sum(self.processes.gather(self.left_out), Counter[str]())
         if journal is None:
