@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,32 @@ def test_masked_contrastive_by_hand() -> None:
     ids = gather(torch.tensor([7, 7, 9]))
     # Both ways: (1, -, 0), (-, 0, 0), (0, 0, 1), the own pair on the diagonal.
     expected = (math.log1p(math.exp(-1)) + math.log(2) + math.log(2 + math.e) - 1) / 3
-    assert contrastive_loss(image, text, torch.tensor(1.0), caption_ids=ids).item() == pytest.approx(expected, abs=1e-6)
+    scale = torch.tensor(1.0)
+    assert contrastive_loss(image, text, scale, caption_ids=ids).item() == pytest.approx(expected, abs=1e-6)
+    assert contrastive_loss(image, text, scale, image_ids=ids).item() == pytest.approx(expected, abs=1e-6)
+    one, other = gather(torch.tensor([7, 7, 9])), gather(torch.tensor([1, 5, 5]))
+    # (1, -, 0), (-, 0, -), (0, -, 1): either id is enough.
+    expected = 2 * math.log1p(math.exp(-1)) / 3
+    both = contrastive_loss(image, text, scale, caption_ids=one, image_ids=other)
+    assert both.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_rows_of_one_image_are_no_negatives_of_one_another() -> None:
+    batch = make_batch(8)
+    outputs = embed(make_weights(), batch)
+    numbers = torch.tensor([3, 3, 4, 4, 5, 5, 6, 6])
+    for config in (LossConfig(kind="clip"), LossConfig(distillation=0.7)):
+        loss = StudentLoss(config, TEACHER_SCALES)
+        plain, masked = loss(outputs, batch), loss(outputs, replace(batch, images_of=numbers))
+        expected = sum(
+            contrastive_loss(
+                gather(outputs.image), gather(outputs.texts[role]), outputs.logit_scale, image_ids=gather(numbers)
+            ).item()
+            for role in ROLES
+        )
+        assert masked["contrastive"].item() == pytest.approx(expected)
+        assert masked["contrastive"] < plain["contrastive"]
+        assert masked.get("distillation") == plain.get("distillation")
 
 
 def test_affinity_by_hand() -> None:

@@ -14,6 +14,7 @@ import torch
 
 import reinforce
 from reinforce.config import ConfigError
+from reinforce.decode import decode
 from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import round_mantissa
 from reinforce.student.batch import Batch
@@ -66,11 +67,19 @@ def rounded(embeddings: np.ndarray) -> np.ndarray:
 # Truth: a batch is what the teachers said of exactly these pixels and these words.
 
 
-@pytest.mark.parametrize("name", ["large", "small"])
-def test_every_embedding_is_that_of_the_row_s_own_view_and_captions(dataset: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("large", {}),
+        ("small", {}),
+        ("large", {"views_per_decode": 3, "views_placement": "together"}),
+        ("small", {"views_per_decode": 2}),
+    ],
+)
+def test_every_embedding_is_that_of_the_row_s_own_view_and_captions(dataset: Path, name: str, options: Any) -> None:
     model = teacher(name)
     rows = 0
-    for batch in read(plan_of(dataset), image_size=model.image_size, epochs=6):
+    for batch in read(plan_of(dataset, **options), batch_size=6, image_size=model.image_size, epochs=6):
         pixels = batch.images.permute(0, 2, 3, 1).numpy()
         np.testing.assert_array_equal(batch.teacher_images[name].numpy(), rounded(model.embed_images(pixels)))
         for role in ("original", "synthetic"):
@@ -157,17 +166,29 @@ def test_rows_are_shuffled_across_the_open_shards(dataset: Path) -> None:
     assert batch.keys != sorted(batch.keys)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_goes_on_exactly_where_it_stopped(dataset: Path, workers: int) -> None:
-    plan = plan_of(dataset, workers=workers)
-    whole = take(read(plan).loader(), 24)
-    for stop in (1, 4, 7, 14):
+@pytest.mark.parametrize(
+    ("workers", "options", "stops"),
+    [
+        (0, {}, (1, 4, 7, 14)),
+        (2, {}, (4, 7, 14)),
+        (0, {"views_per_decode": 3}, (1, 2, 3, 7, 14)),
+        (1, {"views_per_decode": 3}, (2, 9)),
+        (2, {"views_per_decode": 2}, (3, 6, 9)),
+        (0, {"views_per_decode": 3, "views_placement": "together"}, (1, 2, 7)),
+        (1, {"views_per_decode": 2, "views_placement": "together"}, (5,)),
+        (2, {"views_per_decode": 2, "views_placement": "together"}, (5,)),
+    ],
+)
+def test_a_stream_goes_on_exactly_where_it_stopped(
+    dataset: Path, workers: int, options: Any, stops: tuple[int, ...]
+) -> None:
+    plan = plan_of(dataset, workers=workers, **options)
+    whole = take(read(plan, batch_size=6).loader(), 18)
+    for stop in stops:
         positions = {batch.position.worker: batch.position for batch in whole[:stop]}
-        if len(positions) < max(1, workers):
-            continue
         next_worker = (whole[stop - 1].position.worker + 1) % max(1, workers)
         placement = Placement(resume=tuple(positions[w] for w in sorted(positions)), next_worker=next_worker)
-        rest = take(read(plan, placement=placement).loader(), 24 - stop)
+        rest = take(read(plan, batch_size=6, placement=placement).loader(), 18 - stop)
         assert [facts(batch) for batch in rest] == [facts(batch) for batch in whole[stop:]]
 
 
@@ -181,6 +202,100 @@ def test_unequal_shards_never_leave_a_process_without_a_batch(dataset: Path) -> 
     for rank in range(4):  # more processes than shards
         batches = take(read(plan_of(dataset), placement=Placement(rank=rank, world_size=4)), 20)
         assert [len(batch) for batch in batches] == [4] * 20
+
+
+# Several views of an image that is decoded once.
+
+
+@pytest.mark.parametrize("placement", ["apart", "together"])
+def test_as_many_epochs_as_views_see_each_once_whatever_a_visit_takes(dataset: Path, placement: str) -> None:
+    """The same samples as with one view a visit, in another order."""
+    plan = plan_of(dataset, views_per_decode=3, views_placement=placement)
+    found = Counter(fact for batch in read(plan, batch_size=6, epochs=6) for fact in facts(batch))
+    assert found == Counter(fact for batch in read(plan_of(dataset), epochs=6) for fact in facts(batch))
+    with pytest.raises(ConfigError, match="epochs: 4 is no multiple of views_per_decode 3"):
+        read(plan, batch_size=6, epochs=4)
+
+
+def test_images_come_back_in_the_next_batches_and_are_decoded_a_few_at_a_time(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_decoded = 0
+
+    def counting(data: bytes, max_pixels: int) -> Any:
+        nonlocal num_decoded
+        num_decoded += 1
+        return decode(data, max_pixels)
+
+    monkeypatch.setattr("reinforce.student.shard.decode", counting)
+    stream = iter(read(plan_of(dataset, views_per_decode=3), batch_size=6))
+    after = []
+    batches = []
+    for batch in itertools.islice(stream, 9):
+        batches.append(batch)
+        after.append(num_decoded)
+    assert after == [6, 8, 10, 12, 14, 16, 18, 20, 22]
+    for start in (0, 3, 6):
+        assert len(set(batches[start].keys)) == 6
+        assert batches[start].keys == batches[start + 1].keys == batches[start + 2].keys
+        views = {tuple(map(bytes, batch.teacher_images["large"].numpy())) for batch in batches[start : start + 3]}
+        assert len(views) == 3
+    assert set(batches[0].keys).isdisjoint(batches[3].keys)
+    assert batches[0].images_of is None
+
+
+def test_views_together_are_in_one_batch_and_known_as_those_of_one_image(dataset: Path) -> None:
+    plan = plan_of(dataset, views_per_decode=3, views_placement="together")
+    for batch in take(read(plan, batch_size=6), 6):
+        assert set(Counter(batch.keys).values()) == {3}
+        assert batch.images_of is not None
+        same = [[one == other for other in batch.keys] for one in batch.keys]
+        assert (batch.images_of[:, None] == batch.images_of).tolist() == same
+    with pytest.raises(ConfigError, match=r"student.batch_size: 7 in a process does not divide by .* 3"):
+        read(plan, batch_size=7)
+
+
+def test_what_is_left_out_counts_samples_not_images(own_dataset: Path) -> None:
+    """A row with a null in one of a visit's views is left out of all, and so is one that does not decode."""
+    path = own_dataset / "embeddings/large/image/a.parquet"
+    table = pq.read_table(path)
+    cells = table.column("view_002").combine_chunks()
+    nulled = pa.array([None, *cells.to_pylist()[1:]], cells.type)
+    table = table.set_column(table.column_names.index("view_002"), table.field("view_002"), nulled)
+    pq.write_table(table.replace_schema_metadata(pq.read_metadata(path).metadata), path, write_page_checksum=True)
+    counts: Counter[str] = Counter()
+    keys: Counter[str] = Counter()
+    for batch in read(plan_of(own_dataset, views_per_decode=3), epochs=3):
+        counts.update(batch.counts)
+        keys.update(batch.keys)
+    assert counts == {"no_original_caption": 6, "null_embedding": 3}
+    assert "a-000" not in keys
+    assert set(keys.values()) == {3}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"views_per_decode": 4}, "views_per_decode: 4 wanted, there are 3 views; lower it"),
+        ({"views_per_decode": 3, "views": 2}, "views_per_decode: 3 wanted, there are 2 views"),
+        ({"views_per_decode": 2, "views": 0}, "views_per_decode: 2 wanted, there are 0 views"),
+        ({"views_per_decode": 2, "views": 1, "uses_teachers": False}, "lower it, or raise student.data.views"),
+    ],
+)
+def test_more_views_than_there_are_are_refused(dataset: Path, options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(dataset, **options)
+    assert plan_of(dataset, views_per_decode=8, views=9, uses_teachers=False).num_views == 9
+
+
+def test_a_batch_says_where_the_reader_s_time_went(dataset: Path) -> None:
+    for batch in take(read(plan_of(dataset)), 3):
+        assert (
+            {"read", "decode", "render", "batch"}
+            <= batch.reader_s.keys()
+            <= {"open", "read", "decode", "render", "batch"}
+        )
+        assert all(0 < seconds < 60 for seconds in batch.reader_s.values())
 
 
 # What is read.
