@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,6 +83,7 @@ def test_a_run_says_what_it_reads_and_where_the_student_is(workspace: Path, tmp_
     )
     assert lines[2].startswith("step 3/3, loss ")
     assert "samples/s, waiting for data" in lines[2]
+    assert re.match(r"waiting for data \d+%: the (readers are|model is) the limit.* ms: open .*, decode ", lines[3])
     assert result.stdout.splitlines()[-1].endswith(f"student: {tmp_path / 'run/student'}")
 
 

@@ -3,10 +3,12 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ import torch.distributed as dist
 from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
-from reinforce.config import ConfigError, LossConfig, OptimizerConfig, Recipe, StudentModelConfig
+from reinforce.config import ConfigError, DataConfig, LossConfig, OptimizerConfig, Recipe, StudentModelConfig
 from reinforce.student.batch import Batch
 from reinforce.student.checkpoint import CHECKPOINT_FILE, read_progress
 from reinforce.student.journal import Journal, read_metrics
 from reinforce.student.learner import Learner, _join, backward
 from reinforce.student.losses import StudentLoss
+from reinforce.student.meter import Meter
 from reinforce.student.models import build_student, load_student
 from reinforce.student.optimize import learning_rate, make_optimizer
 from reinforce.student.run import TrainingError
@@ -185,8 +188,9 @@ def test_two_processes_have_the_gradient_of_one(tmp_path: Path, loss: LossConfig
         {},
         {"optimizer": {"warmup_steps": 2, "ema": 0.9}, "data": {"workers": 2, "open_shards": 2}},
         {"accumulate": 2, "loss": {"feature_weight": 20.0}},
+        {"data": {"workers": 0, "views_per_decode": 2}},
     ],
-    ids=["plain", "average and two workers", "parts and maps"],
+    ids=["plain", "average and two workers", "parts and maps", "between two views"],
 )
 def test_a_resumed_run_is_an_undisturbed_one(
     dataset: Path, tmp_path: Path, student: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -290,7 +294,7 @@ def test_a_run_leaves_a_student_that_open_clip_opens(dataset: Path, tmp_path: Pa
     assert document["samples_seen"] == 12
     assert set(document["teachers"]) == {"large", "small"}
     rows = read_metrics(tmp_path / "run")
-    assert {"loss", "distillation", "samples_per_s", "wait_share", "learning_rate", "gradient_norm"} <= rows[0].keys()
+    assert {"loss", "distillation", "samples_per_s", "wait_share", "reader_ms", "learning_rate"} <= rows[0].keys()
     assert rows[-1]["left_out"]["no_original_caption"] >= 1
     assert list((tmp_path / "run/tensorboard").glob("events.*"))
 
@@ -304,6 +308,46 @@ def test_options_of_a_run(dataset: Path, tmp_path: Path, student: dict[str, Any]
     assert all(np.isfinite(losses(tmp_path / "run")))
     if "epochs" in student:
         assert len(losses(tmp_path / "run")) == round(23 / 4)
+
+
+def test_views_together_train_with_either_loss(dataset: Path, tmp_path: Path) -> None:
+    data = {"workers": 0, "views_per_decode": 2, "views_placement": "together"}
+    for kind in ("mobileclip", "clip"):
+        train(dataset, tmp_path / kind, steps=2, data=data, loss={"kind": kind})
+        assert all(np.isfinite(losses(tmp_path / kind)))
+    with pytest.raises(ConfigError, match=r"student.batch_size: 5 in a process does not divide by .*_decode 2"):
+        train(dataset, tmp_path / "odd", batch_size=5, data=data)
+    assert not (tmp_path / "odd").exists()
+
+
+@pytest.mark.parametrize(
+    ("is_waiting", "reader_s", "expected"),
+    [
+        (False, {"open": 0.1, "decode": 0.2}, r"waiting for data \d%: the model is the limit. A sample"),
+        (True, {"open": 0.4, "decode": 0.2}, r"are the limit; raise student.data.workers \(now 3, of \d+ cores\). A"),
+        (
+            True,
+            {"read": 0.1, "decode": 0.3, "render": 0.2},
+            r"waiting for data 9\d%: .* or views_per_decode \(now 2\), or use smaller images. "
+            r"A sample takes a reader 75.00 ms: read 12.50, decode 37.50, render 25.00$",
+        ),
+    ],
+)
+def test_a_meter_says_what_the_limit_is(is_waiting: bool, reader_s: dict[str, float], expected: str) -> None:
+    meter = Meter(8)
+    batch = replace(random_batch(8), reader_s=reader_s)
+    for step in range(3):
+        with meter.waiting():
+            if step == 0:
+                time.sleep(0.05)  # opening the first shards is nobody's limit
+            elif is_waiting:
+                time.sleep(0.02)
+        if not is_waiting:
+            time.sleep(0.02)
+        meter.add({"loss": torch.tensor(1.0)}, batch)
+        figures = meter.figures()
+    assert figures["reader_ms"].keys() == reader_s.keys()
+    assert re.search(expected, meter.limit(DataConfig(workers=3, views_per_decode=2)))
 
 
 def test_an_image_tower_alone_learns_its_teacher_s_space(dataset: Path, tmp_path: Path) -> None:
