@@ -206,11 +206,11 @@ def test_the_students_page_names_all_that_is_counted_and_recorded() -> None:
     """Counters and rows as the code spells them: a new one that the page lacks is noticed."""
     named = set(re.findall(r"`(\w+)`", (DOCS / "students.md").read_text()))
     student = REPOSITORY / "reinforce" / "student"
-    reader = "".join((student / name).read_text() for name in ("reader.py", "groups.py", "shard.py"))
+    reader = "".join((student / name).read_text() for name in ("reader.py", "groups.py", "shard.py", "assemble.py"))
     counted = set(re.findall(r"(?:counts|skipped)\[\"(\w+)\"\]|reasons\.append\(\(\"(\w+)\"", reader))
     names = {one or other for one, other in counted} | {f"no_{role}_caption" for role in (ORIGINAL, SYNTHETIC)}
     assert len(names) == 8
-    names |= {"left_out", "epoch", "learning_rate", "logit_scale", "gradient_norm", "samples_per_s", "wait_share"}
+    names |= {"left_out", "epoch", "learning_rate", "logit_scale", "gradient_norm", "samples_per_s", "wait_share", "reader_ms"}
     names |= {field.name for field in dataclasses.fields(Batch)}
     assert names - named == set()
 

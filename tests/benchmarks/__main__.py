@@ -13,6 +13,7 @@ BENCHMARKS = (
     "sizing",
     "captions",
     "student_reader",
+    "training_epoch",
     "forecast",
     "ray_s3",
     "scheduling",

@@ -1,0 +1,61 @@
+"""What several views of one decoded image cost in accuracy: CIFAR-10 students, equal samples seen, three seeds.
+
+    python -m tests.benchmarks.shared_decodes [--folder DIR] [--dataset DIR]     (about 20 minutes on one core)
+
+Needs ../shared, and a build of `pipelines/cifar10.yaml`, which is made first unless it is given (10 minutes on two
+cores). Every run is the recipe's: `mobileclip`, two teachers, 5 views stored; nothing is chosen on the test set.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.cifar10_students import TEMPLATES
+from tests.benchmarks.studies import SEEDS, SHARED, Job, Study, reinforce
+
+RECIPE = "pipelines/cifar10.yaml"
+EPOCHS = 10.0
+SIDES: dict[str, dict[str, Any]] = {
+    "a view a decode": {},
+    "4 views apart": {"data.views_per_decode": 4},
+    "4 views together": {"data.views_per_decode": 4, "data.views_placement": "together"},
+}
+
+
+def print_accuracies(study: Study, dataset: Path, epochs: float, seeds: tuple[int, ...]) -> None:
+    print(f"\n| {epochs:g} epochs | zero-shot top-1 on 2,000 test images, mean of {len(seeds)} seeds | range |")
+    print("|---|---|---|")
+    for name, settings in SIDES.items():
+        fields = {"epochs": epochs} | settings
+        job = Job(f"{name.replace(' ', '-')}-{epochs:g}", dataset, fields)
+        study.train([job], seeds)
+        found = [100 * accuracy for accuracy in study.final(job, seeds)]
+        print(f"| {name} | {statistics.mean(found):.1f} % | {min(found):.1f} to {max(found):.1f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="keep dataset and runs here; go on with what is here")
+    parser.add_argument("--dataset", type=Path, help="a finished build of the recipe")
+    parser.add_argument("--epochs", type=float, default=EPOCHS, help="samples seen, over those there are")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (arguments.folder or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        templates = folder / "templates.txt"
+        templates.write_text("\n".join(TEMPLATES) + "\n")
+        dataset = arguments.dataset or folder / "dataset"
+        if arguments.dataset is None:
+            shards = str(SHARED / "data/cifar10/train")
+            reinforce(["build", "--shards", shards, "--recipe", RECIPE, "--output", str(dataset)])
+        # Only at the end: every evaluation takes as long as some steps.
+        test = {"shards": [str(SHARED / "data/cifar10/test")], "every_steps": 1_000_000, "templates": str(templates)}
+        study = Study(folder, RECIPE, test)
+        print_accuracies(study, dataset.resolve(), arguments.epochs, tuple(range(arguments.seeds)))
+
+
+if __name__ == "__main__":
+    main()
