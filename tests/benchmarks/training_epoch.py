@@ -61,7 +61,6 @@ SIDES: dict[str, dict[str, Any]] = {
     },
     "signals, two captions, 1 view a decode": {},
     "signals, two captions, 2 apart": {"data": {"views_per_decode": 2}},
-    "signals, two captions, 2 together": {"data": {"views_per_decode": 2, "views_placement": "together"}},
     "signals, two captions, 4 apart": {"data": {"views_per_decode": 4}},
     "signals, two captions, 4 together": {"data": {"views_per_decode": 4, "views_placement": "together"}},
 }
@@ -98,8 +97,8 @@ CASES = (
             "text": {"context_length": 16, "width": 64, "heads": 2, "layers": 2},
         },
         batch_size=64,
-        shard_rows=320,
-        num_rounds=3,
+        shard_rows=128,
+        num_rounds=5,
         sides=tuple(SIDES),
     ),
     Case(
@@ -112,7 +111,7 @@ CASES = (
             "text": {"context_length": 16, "width": 256, "heads": 4, "layers": 4},
         },
         batch_size=64,
-        shard_rows=128,
+        shard_rows=96,
         num_rounds=3,
         sides=tuple(name for name in SIDES if " 2 " not in name),
     ),
