@@ -210,7 +210,16 @@ def test_the_students_page_names_all_that_is_counted_and_recorded() -> None:
     counted = set(re.findall(r"(?:counts|skipped)\[\"(\w+)\"\]|reasons\.append\(\(\"(\w+)\"", reader))
     names = {one or other for one, other in counted} | {f"no_{role}_caption" for role in (ORIGINAL, SYNTHETIC)}
     assert len(names) == 8
-    names |= {"left_out", "epoch", "learning_rate", "logit_scale", "gradient_norm", "samples_per_s", "wait_share", "reader_ms"}
+    names |= {
+        "left_out",
+        "epoch",
+        "learning_rate",
+        "logit_scale",
+        "gradient_norm",
+        "samples_per_s",
+        "wait_share",
+        "reader_ms",
+    }
     names |= {field.name for field in dataclasses.fields(Batch)}
     assert names - named == set()
 
