@@ -15,49 +15,58 @@ _POLL_S = 0.1
 _END_WAIT_S = 10.0
 
 
-def ahead(items: Iterator[_Item], *, name: str, depth: int = 1) -> Generator[_Item]:
-    """The same items, made by a thread up to `depth` items before they are asked for.
+class Ahead(Iterator[_Item]):
+    """The items of an iterator, made by a thread that starts at once, up to `depth` before they are asked for.
 
-    What making them raises is raised where they are read. Close the generator to stop the thread.
+    What making them raises is raised where they are read.
     """
-    ready: queue.Queue[tuple[_Item | None, BaseException | None]] = queue.Queue(depth)
-    stopped = threading.Event()
 
-    def put(item: _Item | None, error: BaseException | None) -> bool:
-        while not stopped.is_set():
+    def __init__(self, items: Iterator[_Item], *, name: str, depth: int = 1) -> None:
+        self._items = items
+        self._ready: queue.Queue[tuple[_Item | None, BaseException | None]] = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self._unread: list[_Item] = []
+        self._thread = threading.Thread(target=self._make, name=name, daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> _Item:
+        item, error = self._ready.get()
+        if error is not None:
+            self._ready.put((None, error))
+            raise error
+        return item  # type: ignore[return-value]  # None stands beside an error only
+
+    def close(self) -> list[_Item]:
+        """Stops the thread and closes the iterator; returns what was made and not read."""
+        self._stopped.set()
+        self._thread.join(_END_WAIT_S)
+        while not self._ready.empty():
+            item, error = self._ready.get()
+            self._unread += [item] if error is None else []  # type: ignore[list-item]  # likewise
+        return self._unread
+
+    def _make(self) -> None:
+        try:
+            for item in self._items:
+                if not self._put(item, None):
+                    self._unread.append(item)
+                    break
+            else:
+                self._put(None, StopIteration())
+        except BaseException as error:  # the reader's to handle
+            self._put(None, error)
+        finally:
+            if isinstance(self._items, Ahead | Generator):
+                self._items.close()
+
+    def _put(self, item: _Item | None, error: BaseException | None) -> bool:
+        while not self._stopped.is_set():
             try:
-                ready.put((item, error), timeout=_POLL_S)
+                self._ready.put((item, error), timeout=_POLL_S)
                 return True
             except queue.Full:
                 continue
         return False
-
-    def make() -> None:
-        try:
-            for item in items:
-                if not put(item, None):
-                    break
-            else:
-                put(None, StopIteration())
-        except BaseException as error:  # the reader's to handle
-            put(None, error)
-        finally:
-            if isinstance(items, Generator):
-                items.close()
-
-    thread = threading.Thread(target=make, name=name, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]  # None stands beside an error only
-    finally:
-        stopped.set()
-        thread.join(_END_WAIT_S)
 
 
 class Behind:

@@ -5,6 +5,7 @@ batch size. So a dataset moved, or a teacher fetched from elsewhere, is still th
 """
 
 import platform
+import threading
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -141,6 +142,8 @@ class BuildPlan(BuildOutline):
         self.load_s = 0.0
         """Seconds that loading the models took, compiling them included."""
         self.device = resolve_device(config.device)
+        self.captioning = threading.Lock()
+        """Held while captioners are at work, which may be in the threads of two shards."""
 
     @cached_property
     def signals(self) -> dict[Signal, SignalPlan]:

@@ -172,8 +172,12 @@ class Prefetcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        self.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def stop(self) -> None:
+        """Ends the shards at hand, and after them `shards`."""
+        self._stop.set()
 
     def shards(self, tasks: Iterable[ShardTask]) -> Iterator[PreparedShard]:
         """The shards of `tasks` in order, each as soon as its turn comes.

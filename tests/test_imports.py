@@ -44,7 +44,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "runners": (
         "runners",
         "builder",
-        "computed",
+        "shard_work",
         "shard_report",
         "plan",
         "prefetch",
@@ -60,7 +60,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "builder": (
         "captioners",
         "collate",
-        "computed",
+        "shard_work",
         "overlap",
         "plan",
         "prefetch",
@@ -69,7 +69,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "storage",
         "texts",
     ),
-    "computed": ("plan", "prefetch", "sample", "shard_report", "shards", "storage", "texts"),
+    "shard_work": ("plan", "prefetch", "sample", "shard_report", "shards", "storage", "texts"),
     "texts": ("shards", "teachers"),
     "collate": ("prefetch", "shards"),
     "overlap": (),

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from reinforce.overlap import Behind, ahead
+from reinforce.overlap import Ahead, Behind
 
 
 def wait_for(condition: threading.Event) -> None:
@@ -22,7 +22,7 @@ def test_items_come_in_order_and_no_further_ahead_than_asked() -> None:
             made.append(number)
             yield number
 
-    for number, item in enumerate(ahead(items(), name="test", depth=2)):
+    for number, item in enumerate(Ahead(items(), name="test", depth=2)):
         assert item == number
         time.sleep(0.01)
         # One is with the reader, two wait, one is held by the thread until there is room.
@@ -38,7 +38,7 @@ def test_the_next_item_is_made_while_this_one_is_read() -> None:
         second.set()
         yield 2
 
-    with closing(ahead(items(), name="test")) as running:
+    with closing(Ahead(items(), name="test")) as running:
         assert next(running) == 1
         wait_for(second)
 
@@ -48,7 +48,7 @@ def test_what_making_an_item_raises_is_raised_where_it_is_read() -> None:
         yield 1
         raise ValueError("no second one")
 
-    running = ahead(items(), name="test")
+    running = Ahead(items(), name="test")
     assert next(running) == 1
     with pytest.raises(ValueError, match="no second one"):
         next(running)
@@ -63,7 +63,7 @@ def test_closing_stops_the_thread_and_closes_what_it_reads() -> None:
         finally:
             closed.set()
 
-    running = ahead(items(), name="endless")
+    running = Ahead(items(), name="endless")
     assert next(running) == 0
     running.close()
     wait_for(closed)

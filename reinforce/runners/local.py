@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from reinforce.builder import compute_images
+from reinforce.builder import OpenShard, compute, open_shards
 from reinforce.plan import BuildPlan
-from reinforce.prefetch import Prefetcher, PreparedShard, ShardTask, StageTimes
+from reinforce.prefetch import Prefetcher, ShardTask, StageTimes
 from reinforce.progress import Progress
 from reinforce.runners.failures import MAX_ATTEMPTS, Failure
 from reinforce.runners.ledger import Ledger
@@ -65,9 +65,12 @@ class _LocalRun:
         workers = self.plan.config.workers or max(1, len(os.sched_getaffinity(0)) - self.plan.config.threads)
         retry: list[ShardTask] = []
         waiting: list[tuple[ShardTask, Future[ShardReport]]] = []
-        with Prefetcher(self.plan, self.output, spool=self.spool, workers=workers, times=times) as prefetcher:
-            for shard in prefetcher.shards(tasks):
-                waiting.append((shard.task, self._start(shard)))
+        with (
+            Prefetcher(self.plan, self.output, spool=self.spool, workers=workers, times=times) as prefetcher,
+            open_shards(prefetcher, tasks, spool=self.spool) as shards,
+        ):
+            for shard, opening in shards:
+                waiting.append((shard.task, self._start(opening)))
                 # All but a shard whose commit has just begun.
                 while waiting and (len(waiting) > 1 or waiting[0][1].done()):
                     retry += self._settle(*waiting.pop(0), attempt)
@@ -77,18 +80,17 @@ class _LocalRun:
                 retry += self._settle(task, future, attempt)
         return retry
 
-    def _start(self, shard: PreparedShard) -> Future[ShardReport]:
+    def _start(self, opened: OpenShard | Exception) -> "Future[ShardReport]":
         """Computes a shard and lets its commit begin; what goes wrong is in the future."""
-        progress = self.ledger.progress
         try:
-            computed = compute_images(
-                shard, self.plan, self.output, spool=self.spool, times=progress.times, on_batch=progress.batch
-            )
+            if isinstance(opened, Exception):
+                raise opened
+            compute(opened, self.ledger.progress.batch)
         except Exception as error:
             failed: Future[ShardReport] = Future()
             failed.set_exception(error)
             return failed
-        return self.committing.submit(computed.commit)
+        return self.committing.submit(opened.work.commit)
 
     def _settle(self, task: ShardTask, future: "Future[ShardReport]", attempt: int) -> list[ShardTask]:
         """Notes how a shard ended; raises what would go wrong with any shard. Returns it if it is to be tried again."""

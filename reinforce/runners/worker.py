@@ -19,14 +19,14 @@ from typing import Any, Protocol
 
 import torch
 
-from reinforce.builder import compute_images
-from reinforce.computed import ComputedShard
+from reinforce.builder import compute, open_shards
 from reinforce.config import BuildConfig
 from reinforce.plan import BuildPlan, load_plan
 from reinforce.prefetch import Prefetcher, ShardTask, StageTimes, missing_of
 from reinforce.runners.failures import Failure
 from reinforce.selection import Selection
 from reinforce.shard_report import ShardReport, stored_report
+from reinforce.shard_work import ShardWork
 from reinforce.shards.schema import spine_file
 from reinforce.storage import Carried, ShardRef, accept, open_spool, open_store
 
@@ -141,28 +141,29 @@ class ShardWorker:
         committing: Future[None] | None = None
         with (
             Prefetcher(self._plan, self._output, spool=spool, workers=workers, times=times) as prefetcher,
+            open_shards(prefetcher, self._tasks(), spool=spool) as shards,
             ThreadPoolExecutor(1, "commit") as pool,
         ):
-            for shard in prefetcher.shards(self._tasks()):
+            for shard, opening in shards:
                 self._stem, self._report = shard.stem, ShardReport(shard.stem)
                 try:
-                    computed = compute_images(
-                        shard, self._plan, self._output, spool=spool, times=times, on_batch=self._on_batch
-                    )
+                    if isinstance(opening, Exception):
+                        raise opening
+                    compute(opening, self._on_batch)
                 except Exception as error:
                     self._finish(shard.stem, Failure.of(error))
                 else:
                     if committing is not None:
                         committing.result()  # at most one shard waits in the spool
-                    committing = pool.submit(self._commit, computed)
+                    committing = pool.submit(self._commit, opening.work)
                 self._stem, self._report = None, ShardReport("")
 
-    def _commit(self, computed: ComputedShard) -> None:
+    def _commit(self, work: ShardWork) -> None:
         """Publishes a shard, while the next one is computed."""
         try:
-            self._finish(computed.report.stem, computed.commit())
+            self._finish(work.report.stem, work.commit())
         except Exception as error:
-            self._finish(computed.report.stem, Failure.of(error))
+            self._finish(work.report.stem, Failure.of(error))
 
     def _finish(self, stem: str, result: ShardReport | Failure) -> None:
         if isinstance(result, ShardReport):

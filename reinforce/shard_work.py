@@ -68,7 +68,7 @@ class SignalFile:
         self.writer.append(embeddings_batch([row.key for row in rows], columns))
 
 
-class ComputedShard:
+class ShardWork:
     """A shard whose files are whole, or being made, in the spool; nothing of it is visible before `commit`."""
 
     def __init__(self, shard: PreparedShard, plan: BuildPlan, output: Store, spool: Path, times: StageTimes) -> None:
