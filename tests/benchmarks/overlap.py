@@ -93,7 +93,7 @@ SIDES = (
     Side("teacher as long as rendering", 1.0),
     Side("teacher twice as long", 2.0),
     Side("teacher as long, 0.05 s to store a file", 1.0, put_s=0.05),
-    Side("teacher as long, captioner as long again", 1.0, put_s=0.0, caption_share=1.0),
+    Side("teacher as long, captioner as long again", 1.0, caption_share=1.0),
 )
 
 
