@@ -11,7 +11,7 @@ import gzip
 import io
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -19,7 +19,7 @@ from typing import BinaryIO, cast
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -37,7 +37,7 @@ from reinforce.student.plan import plan_reading
 from reinforce.student.reader import ReinforcedDataset
 from reinforce.student.shard import open_shard
 from reinforce.student.tokenizer import StudentTokenizer
-from reinforce.teachers import FakeTeacher
+from reinforce.teachers import FakeTeacher, TokenizedText
 from tests.benchmarks.timing import RATIO, Costs, alternate
 from tests.benchmarks.truth import SHARED
 from tests.fakes import run
@@ -63,8 +63,8 @@ class RandomTeacher(FakeTeacher):
     def embed_images(self, views: UInt8[np.ndarray, "rows size size 3"]) -> Embeddings:
         return self._directions(len(views))
 
-    def embed_texts(self, texts: list[str]) -> tuple[Embeddings, Bool[np.ndarray, " rows"]]:
-        return self._directions(len(texts)), np.zeros(len(texts), bool)
+    def embed_tokens(self, texts: Sequence[TokenizedText]) -> Embeddings:
+        return self._directions(len(texts))
 
     def _directions(self, num_rows: int) -> Embeddings:
         rows = self._generator.standard_normal((num_rows, DIM), dtype=np.float32)
@@ -196,7 +196,7 @@ def gzipped_sample(teacher: RandomTeacher) -> bytes:
     """All embeddings of a sample as DataCompDR-12M-bf16 stores them: torch.save, gzip at its level 9."""
 
     def rows(num_rows: int) -> Tensor:
-        both = [teacher.embed_texts([""] * num_rows)[0] for _ in range(2)]
+        both = [teacher.embed_tokens(teacher.tokenize([""] * num_rows)) for _ in range(2)]
         return torch.from_numpy(np.concatenate(both, axis=1)).bfloat16()
 
     file = io.BytesIO()
