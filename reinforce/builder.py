@@ -5,6 +5,7 @@ Every signal is written row group by row group to the spool, in a thread beside 
 at the end, if the caller likes while the next shard is computed.
 """
 
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -80,26 +81,35 @@ def open_shard(shard: PreparedShard, plan: BuildPlan, output: Store, *, spool: P
 def open_shards(
     prefetcher: Prefetcher, tasks: Iterable[ShardTask], *, spool: Path
 ) -> Iterator[Iterator[tuple[PreparedShard, OpenShard | Exception]]]:
-    """The shards of some tasks, each opened while the one before it is computed, or why it cannot be.
+    """The shards of some tasks, each opened while the one before it is computed, or why it cannot be: two at a time.
 
     At the end, whatever ends it, the prefetcher is stopped and what was opened in vain is closed.
     """
 
+    room = threading.Semaphore(2)
+
     def open_all() -> Iterator[tuple[PreparedShard, OpenShard | Exception]]:
         for shard in prefetcher.shards(tasks):
+            room.acquire()
             try:
                 yield shard, open_shard(shard, prefetcher.plan, prefetcher.output, spool=spool, times=prefetcher.times)
             except Exception as error:  # of this shard alone
                 yield shard, error
 
-    shards = Ahead(open_all(), name="open")
+    def each_until_done() -> Iterator[tuple[PreparedShard, OpenShard | Exception]]:
+        for item in opened:
+            yield item
+            room.release()
+
+    opened = Ahead(open_all(), name="open")
     try:
-        yield shards
+        yield each_until_done()
     finally:
         prefetcher.stop()
-        for _, opened in shards.close():
-            if isinstance(opened, OpenShard):
-                opened.close()
+        room.release()
+        for _, unused in opened.close():
+            if isinstance(unused, OpenShard):
+                unused.close()
 
 
 def compute(opened: OpenShard, on_batch: Callable[[ShardReport], None] = lambda report: None) -> None:
