@@ -8,12 +8,12 @@ at the end, if the caller likes while the next shard is computed.
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from reinforce.captioners import Captioner, CaptionRequest
+from reinforce.captioners import Captioner, CaptionRequest, RemoteCaptioner
 from reinforce.collate import Batch, Collator
 from reinforce.overlap import Ahead, Behind
 from reinforce.plan import ORIGINAL, BuildPlan
@@ -44,7 +44,11 @@ def reinforce_images(
     for its neighbours. `on_batch` sees the report grow.
     """
     opened = open_shard(shard, plan, output, spool=spool, times=times)
-    compute(opened, on_batch)
+    try:
+        compute(opened, on_batch)
+    except BaseException:
+        opened.close()
+        raise
     return opened.work.commit()
 
 
@@ -58,21 +62,39 @@ class OpenShard:
     captioned: CaptionedBatches
 
     def close(self) -> None:
-        """Stops its threads and removes what is in the spool."""
+        """Stops its threads and removes what is in the spool, unless all of that is computed and may be published."""
+        if self.work.is_computed:
+            return
         self.captioned.close()
         self.collated.close()  # a generator that never began closes nothing
-        self.work.abandon()
+        # A thread that is still in a captioner would write to files that are gone; they go with the spool.
+        if not isinstance(self.captioned, Ahead) or self.captioned.has_ended:
+            self.work.abandon()
 
 
-def open_shard(shard: PreparedShard, plan: BuildPlan, output: Store, *, spool: Path, times: StageTimes) -> OpenShard:
+@dataclass(frozen=True)
+class Turn:
+    """A shard's place in the captioners' queue: they are one shard's at a time, in the order of the shards."""
+
+    before: threading.Event | None = None
+    """Set when the captions of the shard before are written; None for the first."""
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+def open_shard(
+    shard: PreparedShard, plan: BuildPlan, output: Store, *, spool: Path, times: StageTimes, turn: Turn | None = None
+) -> OpenShard:
     """Opens the files of a shard and begins to put its batches together; the one before may still be computed."""
+    work = None
     try:
         work = ShardWork(shard, plan, output, spool, times)
         stored = _stored_captions(work, output)
         collator = Collator(plan.config.batch_size, pin_memory=plan.device.type == "cuda")
         collated = Ahead(collator.batches(shard, work.spine), name="collate")
-        return OpenShard(work, collator, collated, _captioned(collated, work, stored))
+        return OpenShard(work, collator, collated, _captioned(collated, work, stored, turn or Turn()))
     except Exception:
+        if work is not None:
+            work.abandon()
         shard.close()
         raise
 
@@ -89,27 +111,40 @@ def open_shards(
     room = threading.Semaphore(2)
 
     def open_all() -> Iterator[tuple[PreparedShard, OpenShard | Exception]]:
+        turn = Turn()
         for shard in prefetcher.shards(tasks):
             room.acquire()
             try:
-                yield shard, open_shard(shard, prefetcher.plan, prefetcher.output, spool=spool, times=prefetcher.times)
+                opening: OpenShard | Exception = open_shard(
+                    shard, prefetcher.plan, prefetcher.output, spool=spool, times=prefetcher.times, turn=turn
+                )
             except Exception as error:  # of this shard alone
-                yield shard, error
+                opening = error
+                turn.done.set()
+            yield shard, opening
+            turn = Turn(before=turn.done)
+
+    current: list[OpenShard | Exception] = []
 
     def each_until_done() -> Iterator[tuple[PreparedShard, OpenShard | Exception]]:
-        for item in opened:
-            yield item
+        for shard, opening in ahead:
+            current[:] = [opening]
+            yield shard, opening
+            current.clear()
             room.release()
 
-    opened = Ahead(open_all(), name="open")
+    ahead = Ahead(open_all(), name="open")
     try:
         yield each_until_done()
     finally:
         prefetcher.stop()
+        for captioner in prefetcher.plan.captioners:
+            if isinstance(captioner, RemoteCaptioner):
+                captioner.cancel()
         room.release()
-        for _, unused in opened.close():
-            if isinstance(unused, OpenShard):
-                unused.close()
+        for opened in (*current, *(unread for _, unread in ahead.close())):
+            if isinstance(opened, OpenShard):
+                opened.close()
 
 
 def compute(opened: OpenShard, on_batch: Callable[[ShardReport], None] = lambda report: None) -> None:
@@ -118,11 +153,12 @@ def compute(opened: OpenShard, on_batch: Callable[[ShardReport], None] = lambda 
         with Behind("write") as writing:
             _compute(opened, writing, on_batch)
             writing.finish()
-    except BaseException as error:
+    except Exception:
         opened.close()
-        if isinstance(error, Exception):
-            opened.work.shard.close()
+        opened.work.shard.close()
         raise
+    opened.work.report.micro_batches = opened.work.plan.micro_batches()
+    opened.work.is_computed = True
 
 
 def _compute(opened: OpenShard, writing: Behind, on_batch: Callable[[ShardReport], None]) -> None:
@@ -169,7 +205,9 @@ def _write_texts(rows: list[TextRow], files: list[SignalFile], writing: Behind, 
             writing.submit(work.write, file.append_texts, rows)
 
 
-def _captioned(collated: Ahead[Batch], work: ShardWork, stored: dict[str, dict[str, list[str]]]) -> CaptionedBatches:
+def _captioned(
+    collated: Ahead[Batch], work: ShardWork, stored: dict[str, dict[str, list[str]]], turn: Turn
+) -> CaptionedBatches:
     """The batches with the captions of every source.
 
     They are written beside the teachers where captions come from a server, or wait for a device more than they use it;
@@ -177,19 +215,29 @@ def _captioned(collated: Ahead[Batch], work: ShardWork, stored: dict[str, dict[s
     """
     captioned = _caption_all(collated, work, stored)
     is_beside = work.plan.device.type == "cuda" or any(captioner.is_remote for captioner in work.plan.captioners)
-    return Ahead(captioned, name="caption") if work.plan.captioners and is_beside else captioned
+    return Ahead(_in_turn(captioned, turn), name="caption") if work.plan.captioners and is_beside else captioned
+
+
+def _in_turn(
+    captioned: Generator[tuple[Batch, dict[str, Captions]]], turn: Turn
+) -> Generator[tuple[Batch, dict[str, Captions]]]:
+    try:
+        if turn.before is not None:
+            turn.before.wait()
+        yield from captioned
+    finally:
+        turn.done.set()
 
 
 def _caption_all(
     batches: Ahead[Batch], work: ShardWork, stored: dict[str, dict[str, list[str]]]
 ) -> Generator[tuple[Batch, dict[str, Captions]]]:
-    is_cuda = work.plan.device.type == "cuda"
-    # A stream of its own: in the teachers' one every token would wait for a whole pass of theirs.
-    stream = torch.cuda.Stream() if is_cuda else None  # type: ignore[no-untyped-call]
+    torch.set_num_threads(work.plan.config.threads)
+    torch.get_num_threads()  # a thread takes its number when it first needs one, and others may have set theirs by then
+    stream = work.plan.caption_stream
     for batch in batches:
         captions = {ORIGINAL: [list(prepared.sample.captions) for prepared in batch.samples]}
-        # The next shard's first batch may come before this one's last.
-        with torch.cuda.stream(stream) if is_cuda else nullcontext(), work.plan.captioning:
+        with torch.cuda.stream(stream) if stream else nullcontext():
             for captioner in work.plan.captioners:
                 with work.times.measure("captioner"):
                     written = _captions_of(captioner, batch, work, stored.get(captioner.name, {}))

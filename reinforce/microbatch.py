@@ -39,7 +39,9 @@ class MicroBatch:
                 found = None
             # Not in the except clause: there the traceback still holds the tensors of the pass.
             if found is None:
-                self.size = width // 2
+                # Half of the whole, not of this pass, which may have been a small one of long texts.
+                self.size = max(1, self.size // 2)
+                at_most = None if at_most is None else width // 2
                 _free_memory()
             else:
                 results += found[: len(chunk)]

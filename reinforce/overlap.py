@@ -30,7 +30,13 @@ class Ahead(Iterator[_Item]):
         self._thread.start()
 
     def __next__(self) -> _Item:
-        item, error = self._ready.get()
+        while True:
+            try:
+                item, error = self._ready.get(timeout=_POLL_S)
+                break
+            except queue.Empty:
+                if self._stopped.is_set():
+                    raise StopIteration from None
         if error is not None:
             self._ready.put((None, error))
             raise error
@@ -44,6 +50,11 @@ class Ahead(Iterator[_Item]):
             item, error = self._ready.get()
             self._unread += [item] if error is None else []  # type: ignore[list-item]  # likewise
         return self._unread
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the thread is through with the iterator."""
+        return not self._thread.is_alive()
 
     def _make(self) -> None:
         try:

@@ -5,7 +5,6 @@ batch size. So a dataset moved, or a teacher fetched from elsewhere, is still th
 """
 
 import platform
-import threading
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -142,8 +141,8 @@ class BuildPlan(BuildOutline):
         self.load_s = 0.0
         """Seconds that loading the models took, compiling them included."""
         self.device = resolve_device(config.device)
-        self.captioning = threading.Lock()
-        """Held while captioners are at work, which may be in the threads of two shards."""
+        # A stream of its own: in the teachers' one every token would wait for a whole pass of theirs.
+        self.caption_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @cached_property
     def signals(self) -> dict[Signal, SignalPlan]:

@@ -167,6 +167,7 @@ class Prefetcher:
         self._pool = ThreadPoolExecutor(workers, "prepare", initializer=torch.set_num_threads, initargs=(1,))
         self._tars = threading.Semaphore(2)
         self._stop = threading.Event()
+        self._ready: queue.SimpleQueue[PreparedShard | None] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
         return self
@@ -176,19 +177,19 @@ class Prefetcher:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def stop(self) -> None:
-        """Ends the shards at hand, and after them `shards`."""
+        """Ends the shards at hand, and `shards`, which may be waiting for a tar."""
         self._stop.set()
+        self._ready.put(None)
 
     def shards(self, tasks: Iterable[ShardTask]) -> Iterator[PreparedShard]:
         """The shards of `tasks` in order, each as soon as its turn comes.
 
         `tasks` is read by a thread, one task ahead of the samples; it may block until there is one.
         """
-        ready: queue.SimpleQueue[PreparedShard | None] = queue.SimpleQueue()
         fetched: queue.SimpleQueue[tuple[ShardTask, Path | BaseException | None] | None] = queue.SimpleQueue()
         threading.Thread(target=self._fetch_all, args=(tasks, fetched), name="fetch", daemon=True).start()
-        threading.Thread(target=self._feed_all, args=(fetched, ready), name="feed", daemon=True).start()
-        while (shard := ready.get()) is not None:
+        threading.Thread(target=self._feed_all, args=(fetched,), name="feed", daemon=True).start()
+        while (shard := self._ready.get()) is not None:
             yield shard
 
     def _fetch_all(self, tasks: Iterable[ShardTask], fetched: "queue.SimpleQueue[Any]") -> None:
@@ -202,11 +203,11 @@ class Prefetcher:
                 fetched.put((task, error))
         fetched.put(None)
 
-    def _feed_all(self, fetched: "queue.SimpleQueue[Any]", ready: "queue.SimpleQueue[PreparedShard | None]") -> None:
+    def _feed_all(self, fetched: "queue.SimpleQueue[Any]") -> None:
         while (item := fetched.get()) is not None:
             task, path = item
             shard = PreparedShard(task, self._slots)
-            ready.put(shard)
+            self._ready.put(shard)
             try:
                 if isinstance(path, BaseException):
                     raise path
@@ -217,7 +218,7 @@ class Prefetcher:
             self._tars.release()
             if self._stop.is_set():
                 break
-        ready.put(None)
+        self._ready.put(None)
 
     def _fetch(self, task: ShardTask) -> Path:
         path = self.spool / f"{hashlib.sha256(task.shard.stem.encode()).hexdigest()[:16]}.tar"

@@ -35,7 +35,7 @@ class Progress:
         self.num_shards, self.num_bytes = num_shards, num_bytes
         self.done_shards = self.done_bytes = self.num_failed = 0
         self.total = ShardReport("")
-        self._current: list[ShardReport] = []
+        self._current: dict[str, ShardReport] = {}
         self._rows: dict[str, str] = {}
         self._start = self._last_line = time.monotonic()
         self._recent = deque([(self._start, 0)])
@@ -55,17 +55,21 @@ class Progress:
         return time.monotonic() - self._start
 
     def batch(self, report: ShardReport) -> None:
-        """Notes the growing report of the shard at hand."""
-        self._current = [report]
+        """Notes the growing report of a shard: of the one at hand, beside one that is being committed."""
+        self._current[report.stem] = report
         self._show()
 
     def shard(self, report: ShardReport, num_bytes: int) -> None:
         """Notes a finished shard."""
         self.total.add(report)
-        self._current = [other for other in self._current if other.stem != report.stem]
+        self._current.pop(report.stem, None)
         self.done_shards += 1
         self.done_bytes += num_bytes
         self._show()
+
+    def attempt_failed(self, stem: str) -> None:
+        """Forgets what a shard had given so far."""
+        self._current.pop(stem, None)
 
     def failed(self) -> None:
         """Notes a shard given up."""
@@ -74,7 +78,7 @@ class Progress:
 
     def cluster(self, rows: dict[str, str], reports: Iterable[ShardReport], seconds: Mapping[str, float]) -> None:
         """Notes the state of a cluster: rows to show, the growing reports of all workers, their stage seconds."""
-        self._rows, self._current = rows, list(reports)
+        self._rows, self._current = rows, {str(number): report for number, report in enumerate(reports)}
         self.times.seconds = defaultdict(float, seconds)
         self._show()
 
@@ -98,7 +102,7 @@ class Progress:
 
     def _figures(self) -> dict[str, str]:
         total = ShardReport("")
-        for report in (self.total, *self._current):
+        for report in (self.total, *self._current.values()):
             total.add(report)
         now_s = self._rate_now(total.num_samples)
         elapsed_s = max(self.elapsed_s, 1e-9)

@@ -75,6 +75,8 @@ class ShardWork:
         self.shard, self.plan, self.times = shard, plan, times
         self.report = ShardReport(shard.stem)
         self.digests = {captioner.name: hashlib.sha256() for captioner in plan.captioners}
+        self.is_computed = False
+        """Whether all of it is in the spool; the commit is what is left."""
         self._output = output
         self._folder = Path(tempfile.mkdtemp(dir=spool))
         self.spine: ShardFileWriter | None = None
@@ -112,7 +114,7 @@ class ShardWork:
 
     def _commit(self) -> None:
         shard, report = self.shard, self.report
-        report.counts, report.micro_batches = +shard.counts, self.plan.micro_batches()
+        report.counts = +shard.counts
         source = {
             "format_version": FORMAT_VERSION,
             "stem": shard.stem,

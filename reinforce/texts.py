@@ -19,7 +19,7 @@ from reinforce.teachers import Teacher, TokenizedText
 MAX_WAITING_ROWS = 1024
 """Rows that wait for a pass to fill up; beyond, the first one's passes are run as they are."""
 MAX_KNOWN_TEXTS = 16_384
-"""Texts whose embeddings are kept in case they come again: 25 MB at 768 dims."""
+"""Texts whose tokens and embeddings are kept in case they come again: 35 MB at 77 tokens and 768 dims."""
 
 
 class Times(Protocol):

@@ -26,7 +26,7 @@ KEY = "sk-ThatMustNotBeSeen"
 PROBE = 43  # the grey of the image that the captioner sends of itself
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def _served() -> Iterator[tuple[ChatServer, str]]:
     with serve_chat() as served:
         yield served

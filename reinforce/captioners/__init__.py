@@ -7,7 +7,7 @@ writes for a sample depends on the sample's pixels and seed, not on the batch it
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -62,6 +62,14 @@ class Captioner(Protocol):
     def caption(self, requests: Sequence[CaptionRequest]) -> list[list[str]]:
         """At most `num_captions` clean, distinct captions a request, possibly none. Odd content raises nothing."""
         ...
+
+
+@runtime_checkable
+class RemoteCaptioner(Protocol):
+    """A captioner on a server, whose answer another thread may be waiting for."""
+
+    def cancel(self) -> None:
+        """Ends a `caption` that is under way; it raises."""
 
 
 def load_captioner(name: str, config: CaptionerConfig, *, device: torch.device, batch_size: int) -> Captioner:

@@ -10,6 +10,7 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -28,6 +29,7 @@ LONGEST_RETRY_AFTER_S = 60.0
 """What a server may ask for by `Retry-After`, in seconds."""
 
 _CONNECT_S = 10.0
+_POLL_S = 0.5
 _KEEP_ALIVE_S = 4.0
 """Shorter than the 5 s of common servers: a connection that the other side is about to close is not used."""
 
@@ -82,21 +84,36 @@ class Endpoint:
         timeout_s: float,
         retries: int,
     ) -> None:
+        if not key.isprintable():
+            raise ModelError(f"{title}: the key holds a line break or another control character{hints.get(401, '')}")
         self._url, self._title, self._key, self._hints = url, title, key, hints
         self._concurrency, self._timeout_s, self._retries = concurrency, timeout_s, retries
         self._loop = asyncio.new_event_loop()
+        self._running: Future[Any] | None = None
         threading.Thread(target=_serve, args=(self._loop,), name="endpoint", daemon=True).start()
         self._session = self.run(self._open())
         weakref.finalize(self, _close, self._loop, self._session)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs it to its end in the thread of the requests; cancels it when interrupted."""
+        """Runs it to its end in the thread of the requests; cancels it when interrupted, here or by `cancel`."""
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._running = future
         try:
-            return future.result()
+            while True:
+                try:
+                    # A signal that comes just before the wait does not end it.
+                    return future.result(timeout=_POLL_S)
+                except TimeoutError:
+                    if future.done():
+                        raise
         except BaseException:
             future.cancel()
             raise
+
+    def cancel(self) -> None:
+        """Cancels what another thread runs, which raises `CancelledError` there."""
+        if self._running is not None:
+            self._running.cancel()
 
     async def ask(
         self,

@@ -73,6 +73,9 @@ class OpenAICaptioner:
         """
         return self._endpoint.run(self._caption_all(requests))
 
+    def cancel(self) -> None:
+        self._endpoint.cancel()
+
     async def _caption_all(self, requests: Sequence[CaptionRequest]) -> list[list[str]]:
         written = await all_of(self._caption(request) for request in requests)
         if requests and all(captions is None for captions in written):

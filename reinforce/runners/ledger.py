@@ -53,6 +53,7 @@ class Ledger:
 
     def attempt(self, stem: str, failure: Failure, number: int, **where: Any) -> None:
         """An attempt at a shard failed; its `number` is 0 if the shard is not charged with it."""
+        self.progress.attempt_failed(stem)
         self.log.event("failed", stem=stem, error=failure.reason, **where)
         place = "".join(f", {name} {value}" for name, value in where.items())
         attempt = f"attempt {number}" if number else "not charged"

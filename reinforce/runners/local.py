@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,28 +64,34 @@ class _LocalRun:
         times = self.ledger.progress.times
         workers = self.plan.config.workers or max(1, len(os.sched_getaffinity(0)) - self.plan.config.threads)
         retry: list[ShardTask] = []
-        waiting: list[tuple[ShardTask, Future[ShardReport]]] = []
+        ended: list[tuple[ShardTask, Future[ShardReport]]] = []
+
+        def settle(most_waiting: int) -> None:
+            while ended and (len(ended) > most_waiting or ended[0][1].done()):
+                retry.extend(self._settle(*ended.pop(0), attempt))
+
+        def on_batch(report: ShardReport) -> None:
+            self.ledger.progress.batch(report)
+            settle(most_waiting=1)
+
         with (
             Prefetcher(self.plan, self.output, spool=self.spool, workers=workers, times=times) as prefetcher,
             open_shards(prefetcher, tasks, spool=self.spool) as shards,
         ):
             for shard, opening in shards:
-                waiting.append((shard.task, self._start(opening)))
-                # All but a shard whose commit has just begun.
-                while waiting and (len(waiting) > 1 or waiting[0][1].done()):
-                    retry += self._settle(*waiting.pop(0), attempt)
+                ended.append((shard.task, self._start(opening, on_batch)))
+                settle(most_waiting=1)
                 if self.ledger.stopped:
                     break
-            for task, future in waiting:
-                retry += self._settle(task, future, attempt)
+            settle(most_waiting=0)
         return retry
 
-    def _start(self, opened: OpenShard | Exception) -> "Future[ShardReport]":
+    def _start(self, opened: OpenShard | Exception, on_batch: Callable[[ShardReport], None]) -> "Future[ShardReport]":
         """Computes a shard and lets its commit begin; what goes wrong is in the future."""
         try:
             if isinstance(opened, Exception):
                 raise opened
-            compute(opened, self.ledger.progress.batch)
+            compute(opened, on_batch)
         except Exception as error:
             failed: Future[ShardReport] = Future()
             failed.set_exception(error)

@@ -30,7 +30,7 @@ from reinforce.shards.writer import ShardFileWriter
 from reinforce.storage import Store, open_spool, open_store
 
 _MIN_BATCHES, _MAX_S = 4, 60.0
-_MODELS = ("captioner", "teachers")
+_MODELS = ("captioner", "tokenize", "teachers")
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class _Run:
             decode_s=end["decode"] / num_decoded,
             render_s=end["render"] / num_decoded,
             captioner_s=models["captioner"],
-            teachers_s=models["teachers"],
+            teachers_s=models["tokenize"] + models["teachers"],
             write_s=max(0.0, end["write"] - num_shards * commit_s) / max(1, total.num_kept),
             commit_s=commit_s,
             first_batch_s=max(0.0, self._first_at - started_at),

@@ -136,6 +136,7 @@ class ShardWorker:
 
     def _run(self) -> None:
         torch.set_num_threads(self._job.config.threads)
+        torch.get_num_threads()  # a thread takes its number when it first needs one: now, before the pool sets its own
         assert self._spool is not None
         workers, times, spool = self._job.num_prepare, self._times, self._spool
         committing: Future[None] | None = None

@@ -218,8 +218,12 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """What must not change for a run to go on: the recipe, the data, the number of processes."""
         stems = hashlib.sha256("\n".join(self.plan.stems).encode()).hexdigest()
+        fields = self.config.model_dump(mode="json", exclude=_FREE_FIELDS)
+        if self.config.data.views_per_decode == 1:
+            # Checkpoints of before there was a choice go on.
+            del fields["data"]["views_per_decode"], fields["data"]["views_placement"]
         return {
-            **self.config.model_dump(mode="json", exclude=_FREE_FIELDS),
+            **fields,
             "world_size": self.processes.world_size,
             "shards_sha256": stems,
             "signals": self.plan.fingerprints,

@@ -116,7 +116,7 @@ class ClipTeacher:
 
     def rows_of_pass(self, length: int) -> int:
         # As many tokens for every length: a few long texts would else be padded to a whole micro-batch of them.
-        return max(1, self._micro_batch.initial * BUCKET // length) if self._is_bucketed else self._micro_batch.initial
+        return max(1, self._micro_batch.size * BUCKET // length) if self._is_bucketed else self._micro_batch.size
 
     def embed_texts(self, texts: list[str]) -> tuple[Embeddings, Bool[np.ndarray, " rows"]]:
         return embed_by_length(self, texts)
@@ -161,6 +161,8 @@ class ClipTeacher:
         shorter = [row for row, text in enumerate(texts) if text.length < self._clip.context_length]
         try:
             parts = [_unit_norm(self._clip.encode_text(ids[row : row + 1, : texts[row].length])) for row in shorter]
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:  # a tower that takes the whole context only
             parts = []
         is_same = bool(parts) and torch.allclose(torch.cat(parts), whole[shorter], rtol=0, atol=_SAME)

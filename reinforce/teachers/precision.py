@@ -11,7 +11,8 @@ _OF_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_wei
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Casts in place, once, what autocast would cast at every pass: the weights of linear, convolution and attention.
 
-    Under autocast the results stay the same bit by bit; everything else, as the weights of normalisations, stays fp32.
+    Under autocast the results stay the same bit by bit, but for layers that compute on their own weights first (timm's
+    standardised convolutions). Everything else, as the weights of normalisations, stays fp32.
     """
     part: Any
     for part in module.modules():

@@ -93,7 +93,7 @@ def _render_box(image: RGB, box: Box, size: int) -> Pixels:
 
 
 def _resize(image: RGB, height: int, width: int) -> RGB:
-    """The whole of `image` at another size, by torch, read where it lies: a crop is not copied first."""
+    """The whole of `image` at another size, by torch."""
     if image.strides[1:] != (3, 1) or not image.flags.writeable:
         # torch warns about memory it may not write to.
         image = np.require(image, requirements=["C_CONTIGUOUS", "WRITEABLE"])
