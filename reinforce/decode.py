@@ -11,7 +11,6 @@ import warnings
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from reinforce.sample import RGB, Drop, DropReason
 
@@ -58,6 +57,9 @@ def decode(data: bytes, max_pixels: int) -> RGB | Drop:
 
 def _jpeg_to_rgb(data: bytes) -> RGB:
     """torchvision's decoder: bit for bit Pillow's pixels, a sixth faster, in memory that may be written to."""
+    # As long to import as torch, and processes that see no JPEG, such as drivers, need none of it.
+    from torchvision.io import ImageReadMode, decode_jpeg
+
     buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     pixels: RGB = decode_jpeg(buffer, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
     return pixels
