@@ -107,7 +107,6 @@ def open_shards(
 
     At the end, whatever ends it, the prefetcher is stopped and what was opened in vain is closed.
     """
-
     room = threading.Semaphore(2)
 
     def open_all() -> Iterator[tuple[PreparedShard, OpenShard | Exception]]:

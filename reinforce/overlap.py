@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Self, TypeVar
 
 _Item = TypeVar("_Item")
@@ -30,15 +31,9 @@ class Ahead(Iterator[_Item]):
         self._thread.start()
 
     def __next__(self) -> _Item:
-        while True:
-            try:
-                item, error = self._ready.get(timeout=_POLL_S)
-                break
-            except queue.Empty:
-                if self._stopped.is_set():
-                    raise StopIteration from None
+        item, error = self._ready.get()
         if error is not None:
-            self._ready.put((None, error))
+            self._tell(error)
             raise error
         return item  # type: ignore[return-value]  # None stands beside an error only
 
@@ -46,15 +41,22 @@ class Ahead(Iterator[_Item]):
         """Stops the thread and closes the iterator; returns what was made and not read."""
         self._stopped.set()
         self._thread.join(_END_WAIT_S)
-        while not self._ready.empty():
-            item, error = self._ready.get()
-            self._unread += [item] if error is None else []  # type: ignore[list-item]  # likewise
+        with suppress(queue.Empty):
+            while True:
+                item, error = self._ready.get_nowait()
+                self._unread += [item] if error is None else []  # type: ignore[list-item]  # likewise
+        self._tell(StopIteration())
         return self._unread
 
     @property
     def has_ended(self) -> bool:
         """Whether the thread is through with the iterator."""
         return not self._thread.is_alive()
+
+    def _tell(self, error: BaseException) -> None:
+        """Leaves an end for whoever asks next, or is waiting."""
+        with suppress(queue.Full):
+            self._ready.put_nowait((None, error))
 
     def _make(self) -> None:
         try:
@@ -99,8 +101,8 @@ class Behind:
 
     def submit(self, call: Callable[..., object], *args: object) -> None:
         """Runs `call(*args)` after those before it; waits for room."""
-        self._slots.acquire()
         self._raise()
+        self._slots.acquire()
         self._pool.submit(self._run, call, args)
 
     def finish(self) -> None:

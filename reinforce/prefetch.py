@@ -31,6 +31,7 @@ from reinforce.views.draw import draw, view_seed
 from reinforce.views.render import render
 
 SAMPLES_A_WORKER = 4
+"""How many the pool has in hand for each of its threads: prepared, or being prepared, and not taken yet."""
 
 
 class StageTimes:

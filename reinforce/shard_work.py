@@ -62,7 +62,7 @@ class SignalFile:
                 assert text.embedding is not None
                 values[column, index] = text.embedding
                 self.num_truncated_texts += text.tokens.is_cut
-                self.nulls[NullReason.NON_FINITE] += bool(np.isnan(text.embedding[0]))
+                self.nulls[NullReason.NON_FINITE] += bool(np.isnan(text.embedding).any())
             self.nulls[NullReason.NO_CAPTION] += len(values) - len(row.texts[self.plan.signal.source])
         columns = {caption_column(column): rows_of for column, rows_of in enumerate(values)}
         self.writer.append(embeddings_batch([row.key for row in rows], columns))

@@ -8,6 +8,7 @@ out, in order, when all of its texts are embedded. Which texts share a pass is a
 from collections import defaultdict, deque
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,7 +72,7 @@ class ShardTexts:
             while (text := self._waiting[0].missing) is not None:
                 self._run(text.tokens.length)
             complete += self._complete()
-        for oldest in list(self._known)[: max(0, len(self._known) - MAX_KNOWN_TEXTS)]:
+        for oldest in list(islice(self._known, max(0, len(self._known) - MAX_KNOWN_TEXTS))):
             del self._known[oldest]
         return complete
 

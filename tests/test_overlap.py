@@ -70,6 +70,24 @@ def test_closing_stops_the_thread_and_closes_what_it_reads() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "endless"]
 
 
+def test_whoever_waits_for_an_item_is_told_of_the_end() -> None:
+    asked, release = threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        asked.set()
+        release.wait(10)
+        yield 1
+
+    running = Ahead(items(), name="test")
+    left = threading.Thread(target=lambda: list(running), daemon=True)
+    left.start()
+    wait_for(asked)
+    threading.Timer(0.2, release.set).start()
+    assert running.close() in ([], [1])
+    left.join(10)
+    assert not left.is_alive()
+
+
 def test_calls_behind_run_in_order_and_wait_for_room() -> None:
     go, seen = threading.Event(), list[int]()
     with Behind("test", depth=2) as behind:

@@ -22,7 +22,7 @@ from reinforce.shards.reader import ShardFile, to_numpy
 from reinforce.shards.schema import fingerprint, round_mantissa
 from reinforce.shards.writer import ShardFileWriter, embeddings_batch
 from reinforce.storage import Store, open_store
-from tests.benchmarks.studies import SEEDS, SHARED, Job, Study, reinforce, show
+from tests.benchmarks.studies import SEEDS, SHARED, Job, Study, cifar10_study, reinforce, show
 
 TEMPLATES = ["a photo of a {}", "an image of a {}", "a blurry photo of a {}", "{}"]
 EPOCHS = 15
@@ -137,13 +137,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keep datasets and runs here; go on with what is here")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = (arguments.folder or Path(temporary)).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        templates = folder / "templates.txt"
-        templates.write_text("\n".join(TEMPLATES) + "\n")
-        test = {"shards": [str(SHARED / "data/cifar10/test")], "every_steps": 31, "templates": str(templates)}
-        study = Study(folder, "pipelines/cifar10.yaml", test)
+    with cifar10_study(arguments.folder, templates=TEMPLATES, every_steps=31) as study:
+        folder = study.folder
         build(folder)
         print("| student | zero-shot top-1 on 2,000 test images, mean ± sample deviation of three seeds |\n|---|---|")
         baselines = [best_plain(study, name) for name in BASELINES]

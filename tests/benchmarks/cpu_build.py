@@ -18,6 +18,7 @@ from pathlib import Path
 
 from reinforce.demo.shards import write_scenes
 from tests.benchmarks.studies import REPOSITORY, SHARED
+from tests.benchmarks.timing import with_range
 
 FIRST_VERSION = "87593a0"
 NUM_SCENES, NUM_CIFAR_SHARDS = 1000, 2
@@ -95,11 +96,10 @@ def print_recipe(name: str, arguments: list[str], first: Path, folder: Path) -> 
         shares = [statistics.median(run.stage_s.get(stage, 0.0) / run.wall_s for run in builds) for stage in STAGES]
         forward = statistics.median(run.forward_s / run.wall_s for run in builds)
         waiting = statistics.median(run.waiting_s(version) / run.wall_s for run in builds)
-        walls = sorted(run.wall_s for run in builds)
-        wall = f"{statistics.median(walls):.1f} s ({walls[0]:.1f} to {walls[-1]:.1f})"
-        print(f"| {version} | {wall} | {' | '.join(f'{share:.2f}' for share in (forward, *shares, waiting))} |")
-    ratios = sorted(now.wall_s / then.wall_s for now, then in zip(runs["now"], runs["first"], strict=True))
-    print(f"\nnow / first: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})", flush=True)
+        wall = with_range((run.wall_s for run in builds), digits=1)
+        print(f"| {version} | {wall} s | {' | '.join(f'{share:.2f}' for share in (forward, *shares, waiting))} |")
+    ratios = [now.wall_s / then.wall_s for now, then in zip(runs["now"], runs["first"], strict=True)]
+    print(f"\nnow / first: {with_range(ratios)}", flush=True)
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ captioner on a server for every batch. Every round has all of them; medians of r
 """
 
 import io
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from reinforce.storage import find_shards
 from reinforce.storage.local import LocalFolder
 from reinforce.teachers import FakeTeacher
 from tests.benchmarks.sizing import SHARDS, read_images
+from tests.benchmarks.timing import with_range
 from tests.tars import write_tar
 
 NUM_SHARDS, SHARD_ROWS = 8, 160
@@ -133,11 +133,11 @@ def main() -> None:
             for side in SIDES:
                 elapsed_s, teacher_s = build(source, side, render_s)
                 ratios[side.name].append(elapsed_s / max(render_s, teacher_s))
-    seconds = f"{statistics.median(rendering):.1f} s ({min(rendering):.1f} to {max(rendering):.1f})"
-    print(f"{NUM_SHARDS * SHARD_ROWS} photographs in {NUM_SHARDS} shards; rendering alone takes {seconds}\n")
+    seconds = with_range(rendering, digits=1)
+    print(f"{NUM_SHARDS * SHARD_ROWS} photographs in {NUM_SHARDS} shards; rendering alone takes {seconds} s\n")
     print("| build | wall time, of the larger of render and teacher time (range) |\n|---|---|")
     for name, found in ratios.items():
-        print(f"| {name} | {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f}) |")
+        print(f"| {name} | {with_range(found)} |")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from reinforce.views.draw import OP_NAMES, draw, view_seed
 from reinforce.views.ops import apply_op
 from reinforce.views.render import render
 from tests.benchmarks.sizing import SHARDS, SIZE, read_images
-from tests.benchmarks.timing import RATIO, alternate
+from tests.benchmarks.timing import RATIO, alternate, with_range
 
 NUM_VIEWS = 5
 NUM_IMAGES = 60
@@ -190,8 +190,7 @@ def print_parallel(images: Images) -> None:
             rates[name].append(run())
     print("| workers | images/s of wall time | of two processes, median of rounds (range) |\n|---|---|---|")
     for name, found in rates.items():
-        shares = sorted(rate / both for rate, both in zip(found, rates["two processes"], strict=True))
-        share = f"{statistics.median(shares):.2f} ({shares[0]:.2f} to {shares[-1]:.2f})"
+        share = with_range(rate / both for rate, both in zip(found, rates["two processes"], strict=True))
         print(f"| {name} | {statistics.median(found):,.0f} | {share} |")
 
 

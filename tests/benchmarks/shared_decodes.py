@@ -8,14 +8,12 @@ cores). Every run is the recipe's: `mobileclip`, two teachers, 4 of the stored v
 
 import argparse
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.cifar10_students import TEMPLATES
-from tests.benchmarks.studies import SEEDS, SHARED, Job, Study, reinforce
+from tests.benchmarks.studies import SEEDS, SHARED, Job, Study, cifar10_study, reinforce
 
-RECIPE = "pipelines/cifar10.yaml"
 EPOCHS = 12.0
 VIEWS = 4
 """So many of the stored views are used: every image shows each of them three times."""
@@ -44,18 +42,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=EPOCHS, help="samples seen, over those there are")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = (arguments.folder or Path(temporary)).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        templates = folder / "templates.txt"
-        templates.write_text("\n".join(TEMPLATES) + "\n")
-        dataset = arguments.dataset or folder / "dataset"
+    # Evaluated at the end alone: every evaluation takes as long as some steps.
+    with cifar10_study(arguments.folder, templates=TEMPLATES, every_steps=1_000_000) as study:
+        dataset = arguments.dataset or study.folder / "dataset"
         if arguments.dataset is None:
             shards = str(SHARED / "data/cifar10/train")
-            reinforce(["build", "--shards", shards, "--recipe", RECIPE, "--output", str(dataset)])
-        # Only at the end: every evaluation takes as long as some steps.
-        test = {"shards": [str(SHARED / "data/cifar10/test")], "every_steps": 1_000_000, "templates": str(templates)}
-        study = Study(folder, RECIPE, test)
+            reinforce(["build", "--shards", shards, "--recipe", study.recipe, "--output", str(dataset)])
         print_accuracies(study, dataset.resolve(), arguments.epochs, tuple(range(arguments.seeds)))
 
 

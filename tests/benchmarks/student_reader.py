@@ -71,28 +71,36 @@ class RandomTeacher(FakeTeacher):
         return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-def photographs() -> Iterator[tuple[bytes, str]]:
-    """JPEGs with the shorter side 256, and their captions."""
+def photographs(shorter_side: int | None) -> Iterator[tuple[bytes, str]]:
+    """JPEGs and their captions: those of ../shared, or generated ones, shrunk unless `shorter_side` is None."""
     shards = sorted((SHARED / "data" / "coco_mini").glob("*.tar"))
-    if not shards:
-        yield from ((image_bytes(index, 341, 256, "JPEG"), f"generated picture {index}") for index in range(60))
-    for shard in shards:
-        for sample in SourceShard(shard, SourceConfig(captions=("txt",))).samples():
-            image = Image.open(io.BytesIO(sample.image)).convert("RGB")
-            ratio = 256 / min(image.size)
-            shrunk = image.resize((round(image.width * ratio), round(image.height * ratio)), Image.Resampling.BICUBIC)
-            yield encode(shrunk, "JPEG", quality=90), sample.captions[0]
+    found = [s for shard in shards for s in SourceShard(shard, SourceConfig(captions=("txt",))).samples()]
+    samples = [(sample.image, sample.captions[0]) for sample in found]
+    samples = samples or [(image_bytes(i, 640, 480, "JPEG"), f"generated picture {i}") for i in range(60)]
+    for data, caption in samples:
+        if shorter_side is None:
+            yield data, caption
+            continue
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        ratio = shorter_side / min(image.size)
+        size = round(image.width * ratio), round(image.height * ratio)
+        yield encode(image.resize(size, Image.Resampling.BICUBIC), "JPEG", quality=90), caption
+
+
+def write_photographs(folder: Path, found: Sequence[tuple[bytes, str]], num_shards: int, shard_rows: int) -> None:
+    """Tars of photographs that repeat under keys of their own."""
+    endless = enumerate(cycle(found))
+    for shard in range(num_shards):
+        members = []
+        for index, (image, caption) in islice(endless, shard_rows):
+            members += [(f"{index:06d}.jpg", image), (f"{index:06d}.txt", caption.encode())]
+        write_tar(folder / f"{shard:05d}.tar", members)
 
 
 def build(folder: Path) -> Path:
     """The source, and the dataset of it as `reinforce build` writes it; returns the dataset's folder."""
-    found = list(photographs())
-    endless = enumerate(cycle(found))
-    for shard in range(NUM_SHARDS):
-        members = []
-        for index, (image, caption) in islice(endless, SHARD_ROWS):
-            members += [(f"{index:06d}.jpg", image), (f"{index:06d}.txt", caption.encode())]
-        write_tar(folder / "source" / f"{shard:05d}.tar", members)
+    found = list(photographs(shorter_side=256))
+    write_photographs(folder / "source", found, NUM_SHARDS, SHARD_ROWS)
     config = {
         "views": {"count": NUM_VIEWS},
         "source": {"captions": ["txt"], "max_captions": 1},

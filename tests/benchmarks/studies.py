@@ -5,8 +5,10 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,18 @@ class Study:
         for field, value in fields.items():
             command += ["--set", f"student.{field}={json.dumps(value)}"]
         reinforce(command)
+
+
+@contextmanager
+def cifar10_study(folder: Path | None, *, templates: Iterable[str], every_steps: int) -> Iterator[Study]:
+    """A study of the CIFAR-10 recipe, evaluated on the test images; in `folder`, or one that is gone at the end."""
+    with tempfile.TemporaryDirectory() as temporary:
+        place = (folder or Path(temporary)).resolve()
+        place.mkdir(parents=True, exist_ok=True)
+        prompts = place / "templates.txt"
+        prompts.write_text("\n".join(templates) + "\n")
+        test = {"shards": [str(SHARED / "data/cifar10/test")], "every_steps": every_steps, "templates": str(prompts)}
+        yield Study(place, "pipelines/cifar10.yaml", test)
 
 
 def reinforce(command: list[str]) -> None:

@@ -7,7 +7,7 @@ is busy with other things. A ratio is taken round by round, so that what is slow
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -36,10 +36,16 @@ class Costs:
     def against(self, other: "Costs") -> str:
         """How many times the other side's cost this is, as `RATIO` says."""
         pairs = list(zip(self.runs, other.runs, strict=True))
-        cpu = sorted(ours.cpu_s / theirs.cpu_s for ours, theirs in pairs)
+        cpu = with_range((ours.cpu_s / theirs.cpu_s for ours, theirs in pairs), digits=3)
         wall = statistics.median(ours.wall_s / theirs.wall_s for ours, theirs in pairs)
-        paired = f"{statistics.median(cpu):.3f} ({cpu[0]:.3f} to {cpu[-1]:.3f})"
-        return f"{self.cpu_s / other.cpu_s:.3f}; {paired}; {wall:.3f}"
+        return f"{self.cpu_s / other.cpu_s:.3f}; {cpu}; {wall:.3f}"
+
+
+def with_range(values: Iterable[float], digits: int = 2) -> str:
+    """Their median, and the least and the largest."""
+    found = sorted(values)
+    median, least, largest = (f"{value:.{digits}f}" for value in (statistics.median(found), found[0], found[-1]))
+    return f"{median} ({least} to {largest})"
 
 
 RATIO = "CPU of medians; CPU, median of rounds (range); wall, median of rounds"

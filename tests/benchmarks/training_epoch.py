@@ -9,17 +9,13 @@ small student at 64 px. Where the model is: the same pictures with the shorter s
 A run is timed whole, from the opening of its first shard to its last step.
 """
 
-import io
-import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.nn.utils import clip_grad_norm_
 
 from reinforce.captioners import FakeCaptioner
@@ -28,22 +24,18 @@ from reinforce.config import (
     DataConfig,
     LossConfig,
     OptimizerConfig,
-    SourceConfig,
     StudentModelConfig,
 )
 from reinforce.plan import BuildPlan
-from reinforce.shards.source import SourceShard
 from reinforce.student.learner import Learner, backward
 from reinforce.student.losses import StudentLoss
 from reinforce.student.models import Student, build_student
 from reinforce.student.optimize import make_optimizer
 from reinforce.student.plan import plan_reading
 from reinforce.student.reader import ReinforcedDataset
-from tests.benchmarks.student_reader import RandomTeacher
-from tests.benchmarks.timing import alternate
-from tests.benchmarks.truth import SHARED
+from tests.benchmarks.student_reader import RandomTeacher, photographs, write_photographs
+from tests.benchmarks.timing import alternate, with_range
 from tests.fakes import run
-from tests.tars import encode, image_bytes, write_tar
 
 NUM_SHARDS = 2
 NUM_VIEWS = 4
@@ -118,30 +110,10 @@ CASES = (
 )
 
 
-def pictures(shorter_side: int | None) -> Iterator[tuple[bytes, str]]:
-    """JPEGs and their captions."""
-    shards = sorted((SHARED / "data" / "coco_mini").glob("*.tar"))
-    found = [s for shard in shards for s in SourceShard(shard, SourceConfig(captions=("txt",))).samples()]
-    samples = [(sample.image, sample.captions[0]) for sample in found]
-    samples = samples or [(image_bytes(i, 640, 480, "JPEG"), f"generated picture {i}") for i in range(60)]
-    for data, caption in samples:
-        if shorter_side is None:
-            yield data, caption
-            continue
-        image = Image.open(io.BytesIO(data)).convert("RGB")
-        ratio = shorter_side / min(image.size)
-        size = round(image.width * ratio), round(image.height * ratio)
-        yield encode(image.resize(size, Image.Resampling.BICUBIC), "JPEG", quality=90), caption
-
-
 def build(folder: Path, case: Case) -> str:
     """The source and a dataset of it; returns where that is."""
-    endless = enumerate(cycle(list(pictures(case.shorter_side))))
-    for shard in range(NUM_SHARDS):
-        members = []
-        for index, (image, caption) in islice(endless, case.shard_rows):
-            members += [(f"{index:06d}.jpg", image), (f"{index:06d}.txt", caption.encode())]
-        write_tar(folder / "source" / f"{shard:05d}.tar", members)
+    found = list(photographs(case.shorter_side))
+    write_photographs(folder / "source", found, NUM_SHARDS, case.shard_rows)
     config = {"views": {"count": NUM_VIEWS}, "source": {"captions": ["txt"], "max_captions": 1}, "workers": 2}
     teachers = [RandomTeacher(name, seed) for seed, name in enumerate(TEACHERS)]
     captioners = [FakeCaptioner("captioner", image_size=None, num_captions=2)]
@@ -189,14 +161,10 @@ def print_case(case: Case, folder: Path) -> None:
     print("|---|---|---|---|---|")
     for name, cost in costs.items():
         pairs = list(zip(cost.runs, costs[PLAIN].runs, strict=True))
-        wall = ratio([ours.wall_s / theirs.wall_s for ours, theirs in pairs])
-        cpu = ratio([ours.cpu_s / theirs.cpu_s for ours, theirs in pairs])
+        wall = with_range((ours.wall_s / theirs.wall_s for ours, theirs in pairs), digits=3)
+        cpu = with_range((ours.cpu_s / theirs.cpu_s for ours, theirs in pairs), digits=3)
         wall_ms, cpu_ms = (1000 * seconds / case.num_samples for seconds in (cost.wall_s, cost.cpu_s))
         print(f"| {name} | {wall_ms:.2f} ms | {cpu_ms:.2f} ms | {wall} | {cpu} |", flush=True)
-
-
-def ratio(rounds: list[float]) -> str:
-    return f"{statistics.median(rounds):.3f} ({min(rounds):.3f} to {max(rounds):.3f})"
 
 
 def main() -> None:
