@@ -1,0 +1,19 @@
+"""`reinforce demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reinforce.cli.errors import one_line_errors
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the scenes, the dataset and the students.")] = Path("demo"),
+    num_images: Annotated[int, typer.Option(min=8, help="Scenes to generate.")] = 3000,
+) -> None:
+    """Generate captioned scenes, reinforce them, train two students from that and compare them. Offline."""
+    with one_line_errors():
+        from reinforce.demo.run import run_demo
+
+        raise typer.Exit(run_demo(output, num_images))
