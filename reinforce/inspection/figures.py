@@ -1,10 +1,12 @@
 """What an inspection found: frozen, plain numbers and short strings, ready for a table, a page or JSON."""
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+_NUM_BINS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,17 @@ class DropFigures:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Some values in four numbers."""
+    """Some values: mean, quantiles and a histogram."""
 
     count: int
     mean: float
     q05: float
     median: float
     q95: float
+    low: float
+    high: float
+    histogram: tuple[int, ...]
+    """How many values are in each of 24 equal parts of `low`..`high`, the smallest and the largest value."""
 
     @classmethod
     def of(cls, values: Float[np.ndarray, " count"]) -> "Distribution | None":
@@ -58,7 +64,11 @@ class Distribution:
         if not finite.size:
             return None
         q05, median, q95 = np.quantile(finite, [0.05, 0.5, 0.95]).tolist()
-        return cls(int(finite.size), float(finite.mean(dtype=np.float64)), q05, median, q95)
+        low, high = float(finite.min()), float(finite.max())
+        counts, _ = np.histogram(finite, _NUM_BINS, (low, high))
+        return cls(
+            int(finite.size), float(finite.mean(dtype=np.float64)), q05, median, q95, low, high, tuple(counts.tolist())
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,11 @@ class CaptionFigures:
     words_max: int
     distinct_ratio: float
     most_frequent: tuple[tuple[str, int], ...]
+    num_samples_without: int = 0
+    """Samples with no caption of this source."""
+    num_copies: int = 0
+    """Captions of a captioner that are an original caption of the same sample, but for case, spaces and full stops."""
+    words: Distribution | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +121,70 @@ class CosineFigures:
 
 @dataclass(frozen=True, slots=True)
 class DriftFigures:
-    """Augmented views to the clean one, over all samples and views."""
+    """Augmented views to the clean one, over all samples and views; `by_view` has the mean of each of views 1..K."""
 
     teacher: str
     num_views: int
     cosine: Distribution
+    by_view: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgreementFigures:
+    """Of the `num_neighbours` nearest images by one teacher's clean views, the mean share that another's agree on.
+
+    `chance` is the share that two teachers who know nothing of each other would have.
+    """
+
+    teachers: tuple[str, str]
+    num_images: int
+    num_neighbours: int
+    overlap: float
+    chance: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampleName:
+    """Where a sample is."""
+
+    stem: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateFigures:
+    """Images that look alike: a clean view's cosine to another's, by one teacher, is at least `threshold`.
+
+    `num_duplicates` is the number of images that would go if one of each group stayed. `is_full`: all kept images were
+    compared, else those of the sampled shards. `groups` are the largest, at most a few.
+    """
+
+    teacher: str
+    threshold: float
+    num_images: int
+    num_groups: int
+    num_duplicates: int
+    is_full: bool
+    groups: tuple[tuple[SampleName, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """What one run did and cost, from its folder in `runs/`. `stages` are busy seconds, of all workers together.
+
+    `end` is None while it runs, or if it was killed.
+    """
+
+    run: str
+    start: str
+    end: str | None
+    elapsed_s: float
+    num_workers: int
+    num_shards: int
+    num_failed: int
+    num_samples: int
+    stages: dict[str, float]
+    hardware: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +211,11 @@ class Figures:
     captions: tuple[CaptionFigures, ...]
     cosines: tuple[CosineFigures, ...]
     drifts: tuple[DriftFigures, ...]
+    agreements: tuple[AgreementFigures, ...] = ()
+    duplicates: tuple[DuplicateFigures, ...] = ()
+    runs: tuple[RunFigures, ...] = ()
+    null_examples: dict[str, tuple[SampleName, ...]] = field(default_factory=dict)
+    """Signal folder -> a few samples of the sampled shards with a null in it."""
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON data."""
@@ -147,7 +226,7 @@ class Figures:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
