@@ -55,6 +55,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "runners": (
         "runners",
         "builder",
+        "inspection",
         "shard_work",
         "shard_report",
         "plan",

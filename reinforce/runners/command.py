@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from reinforce.config import BuildConfig, ConfigError, Recipe, load_recipe
+from reinforce.inspection.dataset_card import CARD_FILE, write_dataset_card
 from reinforce.plan import BuildOutline, BuildPlan, load_plan
 from reinforce.prefetch import missing_of
 from reinforce.runners.extrapolation import Forecast
@@ -20,8 +21,9 @@ from reinforce.runners.summary import BuildSummary
 from reinforce.runners.worker import Job, ShardWorker
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.dataset import DATASET_FILE, read_document
+from reinforce.shards.reader import FormatError
 from reinforce.shards.schema import Signal, check_stem, failure_file
-from reinforce.storage import ShardRef, Store, find_shards, open_store, preflight
+from reinforce.storage import ShardRef, StorageError, Store, find_shards, open_store, preflight
 from reinforce.weights import remote_folder
 
 _NUM_LISTINGS = 8
@@ -63,7 +65,7 @@ def build(
     _check_stores(refs, store, console)
     if ray is not None:
         outline = BuildOutline(config, selection=selection, limit_samples=limit_samples)
-        return run_outline(
+        summary = run_outline(
             outline,
             refs,
             store,
@@ -73,9 +75,13 @@ def build(
             max_workers=max_workers,
             console=console,
         )
-    with console.status("loading models"):
-        plan = load_plan(config, selection=selection, limit_samples=limit_samples)
-    return run_plan(plan, refs, store, source_root=source_root, retry_failed=retry_failed, console=console)
+    else:
+        with console.status("loading models"):
+            plan = load_plan(config, selection=selection, limit_samples=limit_samples)
+        summary = run_plan(plan, refs, store, source_root=source_root, retry_failed=retry_failed, console=console)
+    if summary.done.num_files:
+        _write_card(store, config, console)
+    return summary
 
 
 def plan_build(
@@ -223,6 +229,17 @@ def _check_stores(refs: Sequence[ShardRef], output: Store, console: Console) -> 
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _write_card(store: Store, config: BuildConfig, console: Console) -> None:
+    """Writes the dataset's card; that it could not be is told, and fails no build."""
+    try:
+        is_written = write_dataset_card(store, config)
+        note = "" if is_written else "left as it is, since the marks around its figures are gone"
+    except (StorageError, FormatError) as error:
+        note = f"not written: {error}"
+    if note:
+        console.print(f"{CARD_FILE}: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _model_uris(config: BuildConfig) -> list[str]:
