@@ -7,6 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 _NUM_BINS = 24
+_NUM_EXAMPLES = 3
+MOST_STEMS = 10_000
+"""Of the stems named for one thing that is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +22,19 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """How many shards lack something, and a few of their stems."""
+    """How many shards lack something, and which: the first 10,000 of their stems, in order."""
 
     count: int
-    examples: tuple[str, ...] = ()
+    stems: tuple[str, ...] = ()
+
+    @property
+    def examples(self) -> tuple[str, ...]:
+        return self.stems[:_NUM_EXAMPLES]
 
 
 @dataclass(frozen=True, slots=True)
 class DropExample:
-    """A dropped sample of one of the shards whose values were read."""
+    """A dropped sample."""
 
     stem: str
     key: str
@@ -73,7 +80,10 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class SignalFigures:
-    """One signal over all shards; `max_norm_error` is the largest |norm - 1| in the shards whose values were read."""
+    """One signal over all shards; `max_norm_error` is the largest |norm - 1| among the values that were read.
+
+    `num_values` counts what is there and not null: embeddings, or samples with captions.
+    """
 
     folder: str
     num_columns: int
@@ -84,6 +94,7 @@ class SignalFigures:
     nulls: dict[str, int]
     num_truncated_texts: int
     max_norm_error: float | None
+    num_values: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +112,8 @@ class CaptionFigures:
     most_frequent: tuple[tuple[str, int], ...]
     num_samples_without: int = 0
     """Samples with no caption of this source."""
+    num_empty: int = 0
+    """Captions without a word."""
     num_copies: int = 0
     """Captions of a captioner that are an original caption of the same sample, but for case, spaces and full stops."""
     words: Distribution | None = None
@@ -121,12 +134,16 @@ class CosineFigures:
 
 @dataclass(frozen=True, slots=True)
 class DriftFigures:
-    """Augmented views to the clean one, over all samples and views; `by_view` has the mean of each of views 1..K."""
+    """Augmented views to the clean one, over all samples and views; `by_view` has the mean of each of views 1..K.
+
+    `mismatched_mean` is the mean of every clean view beside that of the sample before it: how alike any two images are.
+    """
 
     teacher: str
     num_views: int
     cosine: Distribution
     by_view: tuple[float | None, ...] = ()
+    mismatched_mean: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +200,34 @@ class RunFigures:
     num_shards: int
     num_failed: int
     num_samples: int
-    stages: dict[str, float]
+    stages: dict[str, float] = field(metadata={"json": "stages_s"})
     hardware: str
 
 
 @dataclass(frozen=True, slots=True)
+class CostFigures:
+    """What all runs cost together. Stages are busy seconds, of the runs that came to their end and said so.
+
+    `num_timed_samples` are the samples of those runs, which `stages_per_1000` divides by.
+    """
+
+    num_runs: int
+    num_samples: int
+    num_timed_samples: int
+    elapsed_s: float
+    stages: dict[str, float] = field(metadata={"json": "stages_s"})
+    stages_per_1000: dict[str, float] = field(metadata={"json": "stages_s_per_1000_samples"})
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
-    """Everything an inspection found. Counts and bytes are of all shards, from footers; `captions`, `cosines`,
-    `drifts`, norms and drop examples are of `sampled_stems`."""
+    """Everything an inspection found.
+
+    Shards, missing files and bytes of the dataset are exact. Samples, drops, nulls, truncated texts and bytes of the
+    source are sums over the footers of `num_footer_shards`, scaled up to all shards if those are more. `captions`,
+    `cosines`, `drifts`, `agreements`, norms and examples of nulls are of `num_sampled_samples` kept samples, the first
+    ones of each of `sampled_stems`.
+    """
 
     uri: str
     num_shards: int
@@ -216,6 +253,20 @@ class Figures:
     runs: tuple[RunFigures, ...] = ()
     null_examples: dict[str, tuple[SampleName, ...]] = field(default_factory=dict)
     """Signal folder -> a few samples of the sampled shards with a null in it."""
+    incomplete: Missing = Missing(0)
+    """Shards with a spine that lack the file of at least one signal."""
+    num_footer_shards: int = 0
+    num_sampled_samples: int = 0
+    num_failures: int = 0
+    """Shards in `failures/`; the errors of the first 100 are in `failures`."""
+    cost: CostFigures | None = None
+    doubts: tuple[str, ...] = ()
+    """What looks wrong, in words: not a fault of a file, but nothing one would expect of a good dataset."""
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether the sums over footers are scaled up."""
+        return self.num_footer_shards < self.num_shards
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON data."""
@@ -226,7 +277,7 @@ class Figures:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+        return {item.metadata.get("json", item.name): _plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
