@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from reinforce.captioners import CaptionRequest, FakeCaptioner
 from reinforce.cli import app
-from reinforce.inspection import table
+from reinforce.inspection import table, words
 from reinforce.inspection.cards import describe
 from reinforce.inspection.figures import Figures, Missing
 from reinforce.inspection.report import write_contact_sheet
@@ -260,7 +261,7 @@ def test_files_that_nothing_explains_are_problems(copy: Path) -> None:
     (copy / "captions/fake/signal.json").unlink()
     paths = {problem.path: problem.what for problem in inspect_dataset(str(copy)).problems}
     assert "no spine" in paths["embeddings/small/image/two.parquet"]
-    assert "signal.json" in paths["captions/fake/sub/one.parquet"]
+    assert "2 files are there, and no signal.json" in paths["captions/fake"]
     assert "embeddings/small/image/sub/one.parquet" not in paths
 
 
@@ -276,7 +277,7 @@ def test_values_are_of_as_many_shards_as_said(built: Path) -> None:
     found = inspect_dataset(str(built / "dataset"), num_sampled=1)
     assert found.sampled_stems == ("sub/one",)
     assert found.num_samples == 8
-    assert "from 1 of 2 shards" in _printed(found)
+    assert "from 5 samples of 1 of 2 shards" in _printed(found)
     assert evenly(range(100), 4) == [0, 25, 50, 75]
 
 
@@ -308,7 +309,8 @@ def test_the_command_prints_a_table_or_json(built: Path, figures: Figures) -> No
     assert printed.exit_code == 0
     assert json.loads(printed.stdout) == figures.to_json()
     assert json.loads(json.dumps(figures.to_json(), allow_nan=False)) == figures.to_json()
-    text = _printed(figures)
+    shown = replace(figures.captions[0], most_frequent=((SCRIPT, 2),))
+    text = _printed(replace(figures, captions=(shown,)))
     assert "2 shards, 8 samples, 6 kept, 2 dropped" in text
     assert "1 corrupt_image: sub/one/bad" in text
     assert "6 no_caption in large/text/original" in text
@@ -316,8 +318,8 @@ def test_the_command_prints_a_table_or_json(built: Path, figures: Figures) -> No
 
 
 def test_captions_are_printed_as_they_are() -> None:
-    assert table.printable("\x1b[31mred\n two") == "\N{REPLACEMENT CHARACTER}[31mred two"
-    assert [table.format_bytes(n) for n in (999, 1000, 99_940, 999_499, 10**12)] == [
+    assert words.printable("\x1b[31mred\n two") == "\N{REPLACEMENT CHARACTER}[31mred two"
+    assert [words.format_bytes(n) for n in (999, 1000, 99_940, 999_499, 10**12)] == [
         "999 B", "1.0 kB", "99.9 kB", "999 kB", "1.0 TB",
     ]  # fmt: skip
 

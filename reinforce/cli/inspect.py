@@ -17,6 +17,9 @@ def inspect(
     ] = [],  # noqa: B006
     root: Annotated[str | None, typer.Option(help="The folder that shard names are relative to, if it moved.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every figure, as JSON.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read the footers of all shards, compare the clean views of all images.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained contact sheet.")] = None,
 ) -> None:
     """Show what a dataset holds, what is missing, and whether it looks right."""
@@ -26,7 +29,7 @@ def inspect(
         from reinforce.inspection.stats import inspect_dataset
         from reinforce.inspection.table import render_table
 
-        figures = inspect_dataset(dataset, shards=shards, root=root)
+        figures = inspect_dataset(dataset, shards=shards, root=root, is_full=full)
         if as_json:
             print(json.dumps(figures.to_json(), indent=2, ensure_ascii=False))
         else:

@@ -1,6 +1,6 @@
-"""What the footers of all shards say, and where they contradict each other. A few kB are read of each file."""
+"""What the footers of many shards say, added up, and where they contradict each other. A few kB a file."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -8,27 +8,36 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reinforce.inspection.figures import Problem
+from reinforce.inspection.listing import Listing
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, Dataset
 from reinforce.shards.reader import FormatError, ShardFile
 from reinforce.shards.schema import SPINE_SCHEMA, Signal, canonical_json, fingerprint, spine_file
 
 _NUM_THREADS = 16
 """Footers on object storage are a matter of latency."""
+_MOST_EXAMPLE_SHARDS = 3
 
 
 @dataclass(slots=True)
 class FooterTotals:
-    """Sums over the footers of all readable files. `rows_of` and `bytes_of` are those of each signal's."""
+    """Sums over the footers of the readable files of `num_shards` shards, of `files_of` files of each signal.
 
+    `stems_of_drop` and `stems_of_null` name a few shards that have such a sample.
+    """
+
+    num_shards: int = 0
     num_samples: int = 0
     num_kept: int = 0
     source_bytes: int = 0
     drops: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    nulls: dict[Signal, Counter[str]] = field(default_factory=dict)
-    num_truncated_texts: Counter[Signal] = field(default_factory=Counter)
+    files_of: Counter[Signal] = field(default_factory=Counter)
     rows_of: Counter[Signal] = field(default_factory=Counter)
     bytes_of: Counter[Signal] = field(default_factory=Counter)
+    nulls: dict[Signal, Counter[str]] = field(default_factory=dict)
+    num_truncated_texts: Counter[Signal] = field(default_factory=Counter)
+    stems_of_drop: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    stems_of_null: defaultdict[Signal, list[str]] = field(default_factory=lambda: defaultdict(list))
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -42,15 +51,13 @@ def noted(problems: list[Problem], dataset: Dataset, path: str) -> Iterator[None
         problems.append(Problem(path, what.removeprefix(f"{dataset.store.uri_of(path)}: ")))
 
 
-def read_footers(dataset: Dataset) -> FooterTotals:
-    """Reads every footer, several at a time, and adds them up."""
-    files = {signal: frozenset(dataset.stems_of(signal)) for signal in dataset.signals}
-    totals = FooterTotals(nulls={signal: Counter() for signal in files}, problems=_document_problems(dataset))
-    totals.problems += _stray_files(dataset, files)
+def read_footers(dataset: Dataset, listing: Listing, numbers: Sequence[int]) -> FooterTotals:
+    """Reads every footer of the shards with these numbers, several at a time, and adds them up."""
+    totals = FooterTotals(nulls={signal: Counter() for signal in listing.signals})
+    totals.problems += _document_problems(dataset, listing)
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        present = [[signal for signal, stems in files.items() if stem in stems] for stem in dataset.stems]
-        for shard in pool.map(lambda stem, signals: _read_shard(dataset, stem, signals), dataset.stems, present):
-            _add(totals, dataset, shard)
+        for number, shard in zip(numbers, pool.map(lambda n: _read_shard(dataset, listing, n), numbers), strict=True):
+            _add(totals, listing, number, shard)
     return totals
 
 
@@ -61,14 +68,14 @@ class _ShardFooters:
     problems: list[Problem] = field(default_factory=list)
 
 
-def _read_shard(dataset: Dataset, stem: str, signals: Sequence[Signal]) -> _ShardFooters:
-    shard = _ShardFooters()
-    path = spine_file(stem)
-    with noted(shard.problems, dataset, path), dataset.open_spine(stem) as spine:
+def _read_shard(dataset: Dataset, listing: Listing, number: int) -> _ShardFooters:
+    shard, stem = _ShardFooters(), listing.stems[number]
+    with noted(shard.problems, dataset, spine_file(stem)), dataset.open_spine(stem) as spine:
         expected = {"kind": "samples", "stem": stem, "fingerprint": dataset.document.get("spine_fingerprint")}
         shard.spine = _checked(spine, expected, list(SPINE_SCHEMA.names))
-    for signal in signals:
-        document = dataset.signals[signal]
+    for signal, document in listing.signals.items():
+        if not listing.has(signal, number):
+            continue
         expected = {"signal": signal.folder, "stem": stem, "fingerprint": document.get("fingerprint")}
         if shard.spine is not None:
             expected |= {"source_sha256": shard.spine["source_sha256"], "num_rows": shard.spine["num_kept"]}
@@ -90,7 +97,9 @@ def _checked(file: ShardFile, expected: dict[str, Any], columns: list[str]) -> d
     return file.footer
 
 
-def _add(totals: FooterTotals, dataset: Dataset, shard: _ShardFooters) -> None:
+def _add(totals: FooterTotals, listing: Listing, number: int, shard: _ShardFooters) -> None:
+    stem = listing.stems[number]
+    totals.num_shards += 1
     totals.problems += shard.problems
     if shard.spine is not None:
         totals.num_samples += shard.spine["num_rows"]
@@ -98,39 +107,28 @@ def _add(totals: FooterTotals, dataset: Dataset, shard: _ShardFooters) -> None:
         totals.source_bytes += shard.spine["source_bytes"]
         totals.drops.update(shard.spine["drops"])
         totals.left_out.update(shard.spine["counts"])
+        for reason, count in shard.spine["drops"].items():
+            if count and len(totals.stems_of_drop[reason]) < _MOST_EXAMPLE_SHARDS:
+                totals.stems_of_drop[reason].append(stem)
     for signal, footer in shard.signals.items():
         totals.nulls[signal].update(footer["nulls"])
         totals.num_truncated_texts[signal] += footer.get("num_truncated_texts", 0)
+        totals.files_of[signal] += 1
         totals.rows_of[signal] += footer["num_rows"]
-        totals.bytes_of[signal] += dataset.sizes[signal.file(footer["stem"])]
+        totals.bytes_of[signal] += int(listing.signal_bytes[signal][number])
+        if any(footer["nulls"].values()) and len(totals.stems_of_null[signal]) < _MOST_EXAMPLE_SHARDS:
+            totals.stems_of_null[signal].append(stem)
 
 
-def _document_problems(dataset: Dataset) -> list[Problem]:
+def _document_problems(dataset: Dataset, listing: Listing) -> list[Problem]:
     """Documents whose content is not what their fingerprint was taken of."""
     documents = [(DATASET_FILE, dataset.document.get("spine"), dataset.document.get("spine_fingerprint"))]
-    for signal, document in dataset.signals.items():
+    for signal, document in listing.signals.items():
         documents.append((f"{signal.folder}/{SIGNAL_FILE}", document.get("content"), document.get("fingerprint")))
     return [
         Problem(path, "its fingerprint is not that of its content: it was edited")
         for path, content, recorded in documents
         if fingerprint(content) != recorded
-    ]
-
-
-def _stray_files(dataset: Dataset, files: dict[Signal, frozenset[str]]) -> list[Problem]:
-    """Signal files that no spine or no `signal.json` explains."""
-    stems = frozenset(dataset.stems)
-    orphans = [signal.file(stem) for signal, found in files.items() for stem in sorted(found - stems)]
-    explained = tuple(f"{signal.folder}/" for signal in files)
-    unexplained = [
-        path
-        for path in dataset.sizes
-        if path.startswith(("captions/", "embeddings/"))
-        and path.endswith(".parquet")
-        and not path.startswith(explained)
-    ]
-    return [Problem(path, "no spine: samples/ has no such shard") for path in orphans] + [
-        Problem(path, f"no {SIGNAL_FILE} says what it is") for path in sorted(unexplained)
     ]
 
 

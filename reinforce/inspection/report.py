@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from reinforce.inspection.cards import CardMaker, SampleCard
 from reinforce.inspection.figures import Figures
-from reinforce.inspection.table import count, facts, format_bytes, label, sampled_line, size_line
 from reinforce.inspection.values import evenly
+from reinforce.inspection.words import count, facts, format_bytes, label, sampled_line, size_line
 from reinforce.shards.dataset import open_dataset
 from reinforce.storage import open_store
 

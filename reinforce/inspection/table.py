@@ -6,10 +6,29 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from reinforce.inspection.figures import Distribution, Figures, Missing
+from reinforce.formatting import format_seconds
+from reinforce.inspection.figures import Distribution, Figures, RunFigures
+from reinforce.inspection.words import (
+    complete_line,
+    count,
+    facts,
+    format_bytes,
+    label,
+    percent,
+    printable,
+    sampled_line,
+    samples_line,
+    size_line,
+)
 
 _MOST_PROBLEMS = 10
-_MOST_CHARACTERS = 60
+_MOST_RUNS = 3
+_MOST_TEXTS = 2
+_LEAST_SHARE = 0.02
+"""Of all busy seconds, for a stage to be shown."""
+
+Lines = list[tuple[str, str]]
+"""Of a name and words."""
 
 
 def render_table(figures: Figures) -> RenderableType:
@@ -17,62 +36,25 @@ def render_table(figures: Figures) -> RenderableType:
     parts: list[RenderableType] = [_head(figures)]
     if figures.problems:
         parts.append(_problems(figures))
+    if figures.doubts:
+        parts.append(_doubts(figures))
     if figures.num_shards or figures.signals:
         parts.append(_signals(figures))
-    parts += [_lines(figures)] if facts(figures) else []
-    parts += [_captions(figures)] if figures.captions else []
+    parts += [_lines(facts(figures))] if facts(figures) else []
     parts += [_cosines(figures)] if figures.cosines or figures.drifts else []
+    parts += [_captions(figures)] if figures.captions else []
+    lines = _frequent(figures) + _alike(figures) + _cost(figures)
+    parts += [_lines(lines)] if lines else []
     return Group(*(line for part in parts for line in (part, "")[: 1 if part is parts[-1] else 2]))
 
 
-def format_bytes(count: float) -> str:
-    """Bytes for people, in powers of 1,000."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 999.5 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:,.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
-
-
-def printable(text: str, most: int = _MOST_CHARACTERS) -> str:
-    """Text of unknown origin on one line, without control characters, cut at `most` characters."""
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
-    return line if len(line) <= most else f"{line[: most - 1]}…"
-
-
 def _head(figures: Figures) -> Text:
-    lines = [
-        f"{count(figures.num_shards, 'shard')}, {count(figures.num_samples, 'sample')}, {figures.num_kept:,} kept, "
-        f"{figures.num_samples - figures.num_kept:,} dropped",
-        size_line(figures),
-        sampled_line(figures),
-    ]
+    lines = [samples_line(figures), complete_line(figures), size_line(figures), sampled_line(figures)]
     if not figures.num_shards:
         lines = ["no shards yet: samples/ is empty"]
     return (
         Text("reinforced dataset ", overflow="fold").append(figures.uri, style="bold").append("\n" + "\n".join(lines))
     )
-
-
-def size_line(figures: Figures) -> str:
-    size = format_bytes(figures.total_bytes)
-    if figures.source_bytes:
-        share = figures.total_bytes / figures.source_bytes
-        size += f", {100 * share:.3g} % of the {format_bytes(figures.source_bytes)} of source"
-    return size if figures.bytes_per_kept is None else f"{size}, {format_bytes(figures.bytes_per_kept)} a kept sample"
-
-
-def sampled_line(figures: Figures) -> str:
-    return f"captions, cosines and norms from {len(figures.sampled_stems):,} of {count(figures.num_shards, 'shard')}"
-
-
-def label(folder: str) -> str:
-    """A signal's folder, shorter: the teacher's name says that these are embeddings."""
-    return folder.removeprefix("embeddings/")
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _problems(figures: Figures) -> RenderableType:
@@ -82,6 +64,13 @@ def _problems(figures: Figures) -> RenderableType:
         lines.append(f": {printable(problem.what, 300)}", style="not bold default")
     if len(figures.problems) > _MOST_PROBLEMS:
         lines.append(f"\nand {len(figures.problems) - _MOST_PROBLEMS:,} more, see --json", style="not bold default")
+    return lines
+
+
+def _doubts(figures: Figures) -> RenderableType:
+    lines = Text("LOOKS WRONG", style="bold yellow")
+    for doubt in figures.doubts:
+        lines.append(f"\n{printable(doubt, 300)}", style="not bold default")
     return lines
 
 
@@ -98,57 +87,93 @@ def _signals(figures: Figures) -> Table:
     return table
 
 
-def facts(figures: Figures) -> list[tuple[str, str]]:
-    """What is missing, dropped, null, cut or failed, in lines of a name and words."""
-    facts = []
-    if figures.missing_shards and figures.missing_shards.count:
-        facts.append(("missing", f"samples: {_missing(figures.missing_shards)} of the source"))
-    facts += [
-        ("missing", f"{label(signal.folder)}: {_missing(signal.missing)}")
-        for signal in figures.signals
-        if signal.missing.count
-    ]
-    facts += [("failed", f"{printable(stem)}: {printable(error, 200)}") for stem, error in figures.failures.items()]
-    for drop in figures.drops:
-        keys = ", ".join(printable(f"{example.stem}/{example.key}", 40) for example in drop.examples)
-        facts.append(("dropped", f"{drop.count:,} {drop.reason}{f': {keys}' if keys else ''}"))
-    for signal in figures.signals:
-        facts += [("null", f"{number:,} {reason} in {label(signal.folder)}") for reason, number in signal.nulls.items()]
-    for signal in figures.signals:
-        if signal.num_truncated_texts:
-            facts.append(
-                ("cut", f"{signal.num_truncated_texts:,} texts longer than the context of {label(signal.folder)}")
-            )
-    facts += [("left out", f"{number:,} {what}") for what, number in figures.left_out.items()]
-    return facts
-
-
-def _lines(figures: Figures) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    names = [name for name, _ in facts(figures)]
-    for index, (name, words) in enumerate(facts(figures)):
-        _row(table, name if index == 0 or names[index - 1] != name else "", words)
+def _cosines(figures: Figures) -> Table:
+    table = _table("cosine to the clean image", "mean", "5 %", "50 %", "95 %", "mismatched")
+    for cosine in figures.cosines:
+        name = f"{cosine.teacher}: {cosine.source} captions"
+        _row(table, name, *_quantiles(cosine.matched), _cosine(cosine.mismatched_mean))
+    for drift in figures.drifts:
+        means = [mean for mean in drift.by_view if mean is not None]
+        spread = f", means {min(means):.3f}-{max(means):.3f}" if len(means) > 1 else ""
+        name = f"{drift.teacher}: {count(drift.num_views, 'view')}{spread}"
+        _row(table, name, *_quantiles(drift.cosine), _cosine(drift.mismatched_mean))
     return table
+
+
+def _alike(figures: Figures) -> Lines:
+    """Which images are alike, by one teacher and by two."""
+    lines = []
+    for found in figures.agreements:
+        share = f"{percent(found.overlap)} of the {found.num_neighbours} nearest (chance {percent(found.chance)}"
+        lines.append(("agreement", f"{', '.join(found.teachers)}: {share}; {count(found.num_images, 'image')})"))
+    for duplicate in figures.duplicates:
+        some = "images" if duplicate.is_full else "sampled images"
+        share = f"{duplicate.num_images:,} {some} ({percent(duplicate.num_duplicates / duplicate.num_images)})"
+        how = f"{duplicate.teacher}: cosine {duplicate.threshold:g} or more"
+        words = f"{duplicate.num_duplicates:,} of {share} repeat another by {how}"
+        if duplicate.groups:
+            names = ", ".join(printable(f"{name.stem}/{name.key}", 40) for name in duplicate.groups[0][:2])
+            words += f"; {count(duplicate.num_groups, 'group')}, largest {names}, ..."
+        lines.append(("duplicates", words))
+    return lines
 
 
 def _captions(figures: Figures) -> Table:
-    table = _table("captions", "a sample", "words\nmin/mid/max", "distinct", "most frequent", left=(0, 4))
+    table = _table(
+        "captions", "a sample", "samples\nwithout", "words\nmin/mid/max", "distinct", "copies of\nan original"
+    )
     for source in figures.captions:
         words = f"{source.words_min}/{source.words_median:g}/{source.words_max}"
-        top = "\n".join(printable(text, 27) + f"  x {number:,}" * (number > 1) for text, number in source.most_frequent)
-        _row(table, source.source, f"{source.captions_per_sample:.2f}", words, f"{source.distinct_ratio:.1%}", top)
+        without = source.num_samples_without
+        distinct = percent(source.distinct_ratio)
+        copies = "" if source is figures.captions[0] else percent(source.num_copies / max(source.num_captions, 1))
+        _row(table, source.source, f"{source.captions_per_sample:.2f}", without, words, distinct, copies)
     return table
 
 
-def _cosines(figures: Figures) -> Table:
-    table = _table("cosine, clean image to", "mean", "5 %", "50 %", "95 %", "mismatched")
-    for cosine in figures.cosines:
-        other = "" if cosine.mismatched_mean is None else f"{cosine.mismatched_mean:.3f}"
-        _row(table, f"{cosine.teacher}: {cosine.source} captions", *_quantiles(cosine.matched), other)
-    for drift in figures.drifts:
-        _row(table, f"{drift.teacher}: its {count(drift.num_views, 'view')}", *_quantiles(drift.cosine), "")
+def _frequent(figures: Figures) -> Lines:
+    lines = []
+    for source in figures.captions:
+        top = [f"{printable(text, 30)} x {number:,}" for text, number in source.most_frequent if number > 1]
+        if top:
+            lines.append(("frequent", f"{source.source}: {'; '.join(top[:_MOST_TEXTS])}"))
+        if source.num_empty:
+            lines.append(("empty", f"{source.source}: {count(source.num_empty, 'caption')} without a word"))
+    return lines
+
+
+def _cost(figures: Figures) -> Lines:
+    cost = figures.cost
+    if cost is None:
+        return []
+    runs = sorted(figures.runs, key=lambda run: run.start)
+    lines = [("runs", _run(run)) for run in runs[-_MOST_RUNS:]]
+    if len(runs) > _MOST_RUNS:
+        lines.insert(0, ("runs", f"{count(len(runs), 'run')}, {format_seconds(cost.elapsed_s)} in all; the last ones:"))
+    least = _LEAST_SHARE * sum(cost.stages.values())
+    stages = sorted((stage for stage in cost.stages if cost.stages[stage] > least), key=lambda s: -cost.stages[s])
+    words = ", ".join(f"{stage} {format_seconds(cost.stages[stage])}" for stage in stages)
+    if words and cost.stages_per_1000:
+        words += f"; a 1,000 samples {', '.join(f'{cost.stages_per_1000[stage]:.3g} s' for stage in stages)}"
+    return [*lines, ("busy", words)] if words else lines
+
+
+def _run(run: RunFigures) -> str:
+    what = f"{count(run.num_samples, 'sample')} in {count(run.num_shards, 'shard')}"
+    failed = f", {run.num_failed:,} failed" if run.num_failed else ""
+    where = f" ({run.hardware})" if run.hardware else ""
+    ended = "" if run.end else ", no end noted"
+    start, time = printable(run.start[:16].replace("T", " ")), format_seconds(run.elapsed_s)
+    return f"{start}: {what}{failed}, {time}, {count(run.num_workers, 'worker')}{where}{ended}"
+
+
+def _lines(lines: Lines) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    names = [name for name, _ in lines]
+    for index, (name, words) in enumerate(lines):
+        _row(table, name if index == 0 or names[index - 1] != name else "", words)
     return table
 
 
@@ -171,14 +196,13 @@ def _quantiles(found: Distribution) -> tuple[str, ...]:
     return tuple(f"{value:.3f}" for value in (found.mean, found.q05, found.median, found.q95))
 
 
+def _cosine(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
 def _bytes(total: int, per_sample: float | None) -> tuple[str, str]:
     return format_bytes(total), "" if per_sample is None else format_bytes(per_sample)
 
 
 def _number(number: int | None) -> str:
     return "" if number is None else f"{number:,}"
-
-
-def _missing(missing: Missing) -> str:
-    names = ", ".join(printable(stem, 40) for stem in missing.examples)
-    return f"{count(missing.count, 'shard')} ({names}{', ...' if missing.count > len(missing.examples) else ''})"

@@ -64,12 +64,26 @@ class ShardFile:
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """Columns as an Arrow table; raises `FormatError` for a missing column or a damaged page."""
+        return self._read(columns, None)
+
+    def head(self, columns: list[str], num_rows: int) -> pa.Table:
+        """The first `num_rows` rows of some columns, or all if there are fewer; no row group after them is read."""
+        groups: list[int] = []
+        have = 0
+        while have < num_rows and len(groups) < self._file.metadata.num_row_groups:
+            have += self._file.metadata.row_group(len(groups)).num_rows
+            groups.append(len(groups))
+        return self._read(columns, groups).slice(0, num_rows)
+
+    def _read(self, columns: list[str] | None, groups: list[int] | None) -> pa.Table:
         missing = set(columns or ()) - set(self.columns)
         if missing:
             raise FormatError(f"{self.path}: no column {sorted(missing)[0]}; it has {', '.join(self.columns)}")
         try:
             # For the one or two columns that a reader wants, handing them to threads costs as much as decoding them.
-            return self._file.read(columns, use_threads=columns is None)
+            if groups is None:
+                return self._file.read(columns, use_threads=columns is None)
+            return self._file.read_row_groups(groups, columns, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, StorageError):
                 raise
