@@ -63,7 +63,7 @@ def inspect_dataset(
         missing_shards=missing_shards,
         failures=failures,
         num_failures=len(failures) if len(listing.failed) <= _MOST_FAILURES else len(listing.failed),
-        duplicates=_duplicates(dataset, listing, values, problems, is_full=is_full),
+        duplicates=_duplicates(dataset, listing, values, problems, is_full=is_full, num_kept=figures.num_kept),
         runs=runs,
         cost=total_cost(runs),
         problems=tuple(problems),
@@ -143,7 +143,13 @@ def _add_examples(dataset: Dataset, totals: FooterTotals, values: SampledValues)
 
 
 def _duplicates(
-    dataset: Dataset, listing: Listing, values: SampledValues, problems: list[Problem], *, is_full: bool
+    dataset: Dataset,
+    listing: Listing,
+    values: SampledValues,
+    problems: list[Problem],
+    *,
+    is_full: bool,
+    num_kept: int,
 ) -> tuple[DuplicateFigures, ...]:
     signal = chosen_teacher(listing)
     if signal is None:
@@ -152,7 +158,8 @@ def _duplicates(
         found = find_all_duplicates(dataset, listing, signal, {problem.path for problem in problems}, problems)
     else:
         views = values.teachers[signal.model].clean_views()
-        found = None if views is None else find_duplicates(signal.model, views, values.name, is_full=False)
+        is_all = values.num_samples == num_kept
+        found = None if views is None else find_duplicates(signal.model, views, values.name, is_full=is_all)
     return () if found is None else (found,)
 
 

@@ -58,11 +58,13 @@ def complete_line(figures: Figures) -> str:
 
 
 def size_line(figures: Figures) -> str:
-    size = format_bytes(figures.total_bytes)
+    size, tilde = format_bytes(figures.total_bytes), "~" * figures.is_estimated
     if figures.source_bytes:
-        share, tilde = figures.total_bytes / figures.source_bytes, "~" * figures.is_estimated
-        size += f", {tilde}{100 * share:.3g} % of the {tilde}{format_bytes(figures.source_bytes)} of source"
-    return size if figures.bytes_per_kept is None else f"{size}, {format_bytes(figures.bytes_per_kept)} a kept sample"
+        share = f"{tilde}{100 * figures.total_bytes / figures.source_bytes:.3g} %"
+        size += f", {share} of the {tilde}{format_bytes(figures.source_bytes)} of source"
+    if figures.bytes_per_kept is not None:
+        size += f", {tilde}{format_bytes(figures.bytes_per_kept)} a kept sample"
+    return size
 
 
 def sampled_line(figures: Figures) -> str:

@@ -18,6 +18,7 @@ BENCHMARKS = (
     "student_reader",
     "training_epoch",
     "forecast",
+    "inspection",
     "ray_s3",
     "scheduling",
     "chaos",
