@@ -112,7 +112,9 @@ def note_drops(drops: defaultdict[str, list[DropExample]], stem: str, rows: list
     for row in rows:
         reason, key = row["drop_reason"], row["key"]
         if reason is not None and key is not None and len(drops[reason]) < NUM_EXAMPLES:
-            drops[reason].append(DropExample(stem, key, row["drop_detail"] or ""))
+            example = DropExample(stem, key, row["drop_detail"] or "")
+            if example not in drops[reason]:
+                drops[reason].append(example)
 
 
 def _add_signal(values: SampledValues, signal: Signal, file: ShardFile, shard: _Shard) -> None:

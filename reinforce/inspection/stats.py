@@ -132,7 +132,7 @@ def _add_examples(dataset: Dataset, totals: FooterTotals, values: SampledValues)
     """Looks for drops and nulls that footers count and the sampled rows have none of; what is damaged is left alone."""
     for reason, stems in totals.stems_of_drop.items():
         for stem in stems:
-            if len(values.drops[reason]) < NUM_EXAMPLES and stem not in values.stems:
+            if len(values.drops[reason]) < NUM_EXAMPLES:
                 with noted([], dataset, stem), dataset.open_spine(stem) as file:
                     rows = file.read(["key", "drop_reason", "drop_detail"]).to_pylist()
                     note_drops(values.drops, stem, [row for row in rows if row["drop_reason"] == reason])

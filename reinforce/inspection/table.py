@@ -24,6 +24,7 @@ from reinforce.inspection.words import (
 _MOST_PROBLEMS = 10
 _MOST_RUNS = 3
 _MOST_TEXTS = 2
+_MOST_NAMES = 2
 _LEAST_SHARE = 0.02
 """Of all busy seconds, for a stage to be shown."""
 
@@ -112,8 +113,9 @@ def _alike(figures: Figures) -> Lines:
         how = f"{duplicate.teacher}: cosine {duplicate.threshold:g} or more"
         words = f"{duplicate.num_duplicates:,} of {share} repeat another by {how}"
         if duplicate.groups:
-            names = ", ".join(printable(f"{name.stem}/{name.key}", 40) for name in duplicate.groups[0][:2])
-            words += f"; {count(duplicate.num_groups, 'group')}, largest {names}, ..."
+            names = [printable(f"{name.stem}/{name.key}", 40) for name in duplicate.groups[0]]
+            more = ", ..." * (len(names) > _MOST_NAMES)
+            words += f"; {count(duplicate.num_groups, 'group')}, largest {', '.join(names[:_MOST_NAMES])}{more}"
         lines.append(("duplicates", words))
     return lines
 
@@ -149,22 +151,26 @@ def _cost(figures: Figures) -> Lines:
     runs = sorted(figures.runs, key=lambda run: run.start)
     lines = [("runs", _run(run)) for run in runs[-_MOST_RUNS:]]
     if len(runs) > _MOST_RUNS:
-        lines.insert(0, ("runs", f"{count(len(runs), 'run')}, {format_seconds(cost.elapsed_s)} in all; the last ones:"))
+        lines.insert(0, ("runs", f"{count(len(runs), 'run')}, {_seconds(cost.elapsed_s)} in all; the last ones:"))
     least = _LEAST_SHARE * sum(cost.stages.values())
     stages = sorted((stage for stage in cost.stages if cost.stages[stage] > least), key=lambda s: -cost.stages[s])
-    words = ", ".join(f"{stage} {format_seconds(cost.stages[stage])}" for stage in stages)
+    words = ", ".join(f"{stage} {_seconds(cost.stages[stage])}" for stage in stages)
     if words and cost.stages_per_1000:
         words += f"; a 1,000 samples {', '.join(f'{cost.stages_per_1000[stage]:.3g} s' for stage in stages)}"
     return [*lines, ("busy", words)] if words else lines
 
 
 def _run(run: RunFigures) -> str:
-    what = f"{count(run.num_samples, 'sample')} in {count(run.num_shards, 'shard')}"
+    what = f"{count(run.num_samples, 'sample')}, {count(run.num_shards, 'shard')}"
     failed = f", {run.num_failed:,} failed" if run.num_failed else ""
     where = f" ({run.hardware})" if run.hardware else ""
-    ended = "" if run.end else ", no end noted"
-    start, time = printable(run.start[:16].replace("T", " ")), format_seconds(run.elapsed_s)
-    return f"{start}: {what}{failed}, {time}, {count(run.num_workers, 'worker')}{where}{ended}"
+    ended = "" if run.end else ", no end"
+    start = printable(run.start[:16].replace("T", " "))
+    return f"{start}, {_seconds(run.elapsed_s)}: {what}{failed}, {count(run.num_workers, 'worker')}{where}{ended}"
+
+
+def _seconds(spent: float) -> str:
+    return f"{spent:.2g} s" if spent < 9.95 else format_seconds(spent)
 
 
 def _lines(lines: Lines) -> Table:
