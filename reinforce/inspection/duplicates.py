@@ -21,7 +21,7 @@ from reinforce.shards.reader import to_numpy
 from reinforce.shards.schema import Signal, view_column
 
 THRESHOLD = 0.99
-"""The same picture recompressed or resized is nearer than this to most teachers, two pictures of one thing are not."""
+"""High, so that what is found is nearly one picture to the teacher, and not merely two of one thing."""
 _MOST_GROUPS = 5
 _MOST_NAMES = 6
 

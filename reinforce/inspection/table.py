@@ -154,10 +154,10 @@ def _cost(figures: Figures) -> Lines:
         lines.insert(0, ("runs", f"{count(len(runs), 'run')}, {_seconds(cost.elapsed_s)} in all; the last ones:"))
     least = _LEAST_SHARE * sum(cost.stages.values())
     stages = sorted((stage for stage in cost.stages if cost.stages[stage] > least), key=lambda s: -cost.stages[s])
-    words = ", ".join(f"{stage} {_seconds(cost.stages[stage])}" for stage in stages)
-    if words and cost.stages_per_1000:
-        words += f"; a 1,000 samples {', '.join(f'{cost.stages_per_1000[stage]:.3g} s' for stage in stages)}"
-    return [*lines, ("busy", words)] if words else lines
+    if not cost.stages_per_1000:
+        return lines
+    words = ", ".join(f"{s} {_seconds(cost.stages[s])} ({cost.stages_per_1000[s]:.3g})" for s in stages)
+    return [*lines, ("busy", f"{words}; in brackets seconds for 1,000 samples")]
 
 
 def _run(run: RunFigures) -> str:
