@@ -18,6 +18,7 @@ from reinforce.formatting import format_counts, format_seconds
 from reinforce.plan import software
 from reinforce.prefetch import StageTimes
 from reinforce.shard_report import ShardReport
+from reinforce.shards.digests import sealed_lines
 from reinforce.storage import StorageError, Store
 
 _PLAIN_INTERVAL_S = 10.0
@@ -150,7 +151,7 @@ class RunLog:
         """Publishes what has been noted since the last part."""
         if self._events:
             text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in self._events)
-            self._output.put_if_absent(f"runs/{self.run}/{self._num_parts:05d}.jsonl", text.encode())
+            self._output.put_if_absent(f"runs/{self.run}/{self._num_parts:05d}.jsonl", sealed_lines(text))
             self._events.clear()
             self._num_parts += 1
         self._last_part = time.monotonic()

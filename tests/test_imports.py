@@ -68,7 +68,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "weights",
         "formatting",
     ),
-    "progress": ("shard_report", "plan", "prefetch", "storage", "formatting"),
+    "progress": ("shard_report", "plan", "prefetch", "shards", "storage", "formatting"),
     "builder": (
         "captioners",
         "collate",

@@ -153,7 +153,8 @@ def test_a_row_that_does_not_fit_alone_is_an_error(checkpoint: str) -> None:
 
 def events_of(output: Path) -> list[dict[str, Any]]:
     lines = [line for part in output.glob("runs/*/*.jsonl") for line in part.read_text().splitlines()]
-    return [json.loads(line) for line in lines]
+    events = [json.loads(line) for line in lines]
+    return [event for event in events if event["event"] != "end_of_part"]
 
 
 def test_a_build_goes_on_and_records_it(tmp_path: Path, checkpoint: str) -> None:

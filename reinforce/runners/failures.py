@@ -5,12 +5,12 @@ fail with one and the same error are no accident of theirs: the run stops and sa
 """
 
 import errno
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+from reinforce.shards.digests import document_text
 from reinforce.shards.schema import failure_file
 from reinforce.shards.source import ShardError
 from reinforce.storage import StorageError, Store
@@ -63,7 +63,7 @@ def reason_of(error: BaseException) -> str:
 def record_failure(output: Store, stem: str, attempts: list[str], run: str) -> None:
     """Writes `failures/<stem>.json`: the reason of each attempt, the last one first named."""
     document = {"stem": stem, "error": attempts[-1], "attempts": attempts, "run": run}
-    output.put(failure_file(stem), (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
+    output.put(failure_file(stem), document_text(document).encode())
 
 
 class AlikeFailures:

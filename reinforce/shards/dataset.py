@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float16
 
+from reinforce.shards.digests import document_text
 from reinforce.shards.reader import FormatError, ShardFile, to_numpy
 from reinforce.shards.schema import FORMAT_VERSION, Signal, canonical_json, check_stem, spine_file
 from reinforce.storage import Store, open_store
@@ -159,8 +160,7 @@ def create_or_compare(store: Store, path: str, document: dict[str, Any], compare
 
     Raises `DatasetMismatchError`, naming each differing field with both values.
     """
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    if store.put_if_absent(path, text.encode()):
+    if store.put_if_absent(path, document_text(document).encode()):
         return
     existing = read_document(store, path)
     assert existing is not None

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float16
 
+from reinforce.shards.digests import seal_file, unsealed
 from reinforce.shards.schema import (
     CAPTIONS_SCHEMA,
     FOOTER_KEY,
@@ -54,11 +55,15 @@ class ShardFileWriter:
             self._write_row_group(MAX_ROW_GROUP_ROWS)
 
     def commit(self, store: Store, path: str, footer: dict[str, Any]) -> bool:
-        """Writes the footer, closes the file and creates it in the store. False if another had created it already."""
+        """Writes the footer, closes the file and creates it in the store. False if another had created it already.
+
+        The whole file is read once more, from the page cache, for the digest that its footer carries.
+        """
         if self._num_pending:
             self._write_row_group(self._num_pending)
-        self._writer.add_key_value_metadata({FOOTER_KEY: canonical_json(footer).encode()})
+        self._writer.add_key_value_metadata({FOOTER_KEY: canonical_json(unsealed(footer)).encode()})
         self._writer.close()
+        seal_file(self.spool)
         return store.put_if_absent(path, self.spool)
 
     def abandon(self) -> None:

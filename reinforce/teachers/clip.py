@@ -73,6 +73,7 @@ class ClipTeacher:
         return {
             "kind": self.config.kind,
             "model": self.config.model,
+            "checkpoint": self.config.checkpoint,
             "revision": self.config.revision,
             "weights_sha256": self._clip.weights_sha256,
             "dim": self.dim,

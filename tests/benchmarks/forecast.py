@@ -63,7 +63,7 @@ def build(output: Path) -> Figures:
     assert not summary.failed
     files = [path for path in output.rglob("*") if path.is_file() and "runs" not in path.relative_to(output).parts]
     lines = [line for path in sorted(output.glob("runs/*/*.jsonl")) for line in path.read_text().splitlines()]
-    seconds = json.loads(lines[-1])["stage_seconds"]
+    seconds = json.loads(lines[-2])["stage_seconds"]
     return {
         "samples": summary.done.num_samples,
         "bytes": sum(path.stat().st_size for path in files) / 1e6,
