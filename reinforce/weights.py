@@ -24,6 +24,10 @@ class ModelError(ValueError):
     """A model that cannot be loaded as the recipe asks; the message is one line that says what to change."""
 
 
+class WeightsChangedError(ModelError):
+    """Weights that are not those asked for by their sha256."""
+
+
 @dataclass(frozen=True)
 class OpenClipModel:
     """A loaded open_clip model with all that belongs to it. `preprocess` has `size`, `mean`, `std` and more."""
@@ -94,7 +98,7 @@ def check_sha256(files: list[Path], expected: str | None) -> str:
     digests = [_sha256_of_file(file) for file in files]
     found = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     if expected is not None and found != expected:
-        raise ModelError(f"weights {files[0]}: sha256 is {found}, the recipe says {expected}")
+        raise WeightsChangedError(f"weights {files[0]}: sha256 is {found}, the recipe says {expected}")
     return found
 
 

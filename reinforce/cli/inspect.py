@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from reinforce.cli.errors import one_line_errors
+from reinforce.cli.verify import VerifyOptions, verify
 
 
 def inspect(
     dataset: Annotated[str, typer.Argument(metavar="URI", help="A reinforced dataset.")],
     shards: Annotated[
-        list[str], typer.Option(help="Where the source is now, to show images and find missing shards.")
+        list[str],
+        typer.Option(help="Where the source is now, to show images and find missing shards; or which to verify."),
     ] = [],  # noqa: B006
     root: Annotated[str | None, typer.Option(help="The folder that shard names are relative to, if it moved.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every figure, as JSON.")] = False,
@@ -21,9 +23,27 @@ def inspect(
         bool, typer.Option("--full", help="Read the footers of all shards, compare the clean views of all images.")
     ] = False,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained contact sheet.")] = None,
+    is_verified: Annotated[
+        bool, typer.Option("--verify", help="Read everything, and list each fault by file, row and column.")
+    ] = False,
+    recompute: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="With --verify: embed N random cells again and compare."),
+    ] = None,
+    no_source: Annotated[bool, typer.Option("--no-source", help="With --verify: leave the source out.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --recompute: which cells.")] = None,
+    teacher: Annotated[
+        list[str], typer.Option(metavar="NAME=PATH", help="With --recompute: where a teacher is that has moved.")
+    ] = [],  # noqa: B006
 ) -> None:
-    """Show what a dataset holds, what is missing, and whether it looks right."""
+    """Show what a dataset holds, what is missing, and whether it looks right; or verify all of it."""
+    options = VerifyOptions(recompute, no_source, seed, teacher)
     with one_line_errors():
+        if is_verified or options.first_given:
+            _check_verify(is_verified, options, html)
+            if not verify(dataset, shards=shards, root=root, as_json=as_json, options=options):
+                raise typer.Exit(1)
+            return
         from rich.console import Console
 
         from reinforce.inspection.stats import inspect_dataset
@@ -39,3 +59,12 @@ def inspect(
 
             write_contact_sheet(dataset, html, figures, root=root)
             print(f"contact sheet: {html}", file=sys.stderr)
+
+
+def _check_verify(is_verified: bool, options: VerifyOptions, html: Path | None) -> None:
+    from reinforce.config import ConfigError
+
+    if not is_verified:
+        raise ConfigError(f"{options.first_given} belongs to --verify")
+    if html is not None:
+        raise ConfigError("--html shows figures, --verify is a report of its own: ask for one of them")

@@ -72,7 +72,7 @@ def _read_shard(dataset: Dataset, listing: Listing, number: int) -> _ShardFooter
     shard, stem = _ShardFooters(), listing.stems[number]
     with noted(shard.problems, dataset, spine_file(stem)), dataset.open_spine(stem) as spine:
         expected = {"kind": "samples", "stem": stem, "fingerprint": dataset.document.get("spine_fingerprint")}
-        shard.spine = _checked(spine, expected, list(SPINE_SCHEMA.names))
+        shard.spine = check_footer(spine, expected, list(SPINE_SCHEMA.names))
     for signal, document in listing.signals.items():
         if not listing.has(signal, number):
             continue
@@ -80,11 +80,11 @@ def _read_shard(dataset: Dataset, listing: Listing, number: int) -> _ShardFooter
         if shard.spine is not None:
             expected |= {"source_sha256": shard.spine["source_sha256"], "num_rows": shard.spine["num_kept"]}
         with noted(shard.problems, dataset, signal.file(stem)), dataset.open(signal, stem) as file:
-            shard.signals[signal] = _checked(file, expected, ["key", *document.get("columns", ())])
+            shard.signals[signal] = check_footer(file, expected, ["key", *document.get("columns", ())])
     return shard
 
 
-def _checked(file: ShardFile, expected: dict[str, Any], columns: list[str]) -> dict[str, Any]:
+def check_footer(file: ShardFile, expected: dict[str, Any], columns: list[str]) -> dict[str, Any]:
     """The footer, if it says what is expected of it; raises `FormatError` otherwise."""
     for name, value in expected.items():
         found = file.footer.get(name)

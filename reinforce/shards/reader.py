@@ -4,7 +4,7 @@ The mirror image of `writer.py`. Page checksums are verified on every read; a fi
 """
 
 import json
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,14 @@ class FormatError(ValueError):
 
 
 class ShardFile:
-    """One Parquet file of a dataset, opened: its footer at once, its columns on request. A context manager."""
+    """One Parquet file of a dataset, opened: its footer at once, its columns on request. A context manager.
 
-    def __init__(self, store: Store, path: str) -> None:
+    `copy` holds its bytes, if they are at hand already.
+    """
+
+    def __init__(self, store: Store, path: str, *, copy: BinaryIO | None = None) -> None:
         self.path = store.uri_of(path)
-        self._input = store.open_input(path)
+        self._input = copy or store.open_input(path)
         try:
             self._file = pq.ParquetFile(self._input, page_checksum_verification=True, pre_buffer=False)
             self.footer = _read_footer(self._file)
@@ -46,6 +49,17 @@ class ShardFile:
     @property
     def num_rows(self) -> int:
         return int(self._file.metadata.num_rows)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema, without metadata."""
+        return self._file.schema_arrow.remove_metadata()
+
+    @property
+    def row_groups(self) -> list[int]:
+        """The rows of each row group."""
+        metadata = self._file.metadata
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
     @property
     def columns(self) -> list[str]:
@@ -88,6 +102,17 @@ class ShardFile:
             if isinstance(error, StorageError):
                 raise
             raise FormatError(f"{self.path}: damaged ({_one_line(error)})") from None
+
+    def first_damaged_row(self, column: str) -> int | None:
+        """The first row of the first row group in which a column cannot be read."""
+        row = 0
+        for group, num_rows in enumerate(self.row_groups):
+            try:
+                self._file.read_row_group(group, [column])
+            except (pa.ArrowException, OSError):
+                return row
+            row += num_rows
+        return None
 
 
 def to_numpy(column: pa.ChunkedArray) -> Float16[np.ndarray, "rows dim"]:

@@ -26,4 +26,4 @@ def load_teacher(
     try:
         return ClipTeacher(name, config, load_clip(config), device=device, batch_size=batch_size, compiled=compiled)
     except ModelError as error:
-        raise ModelError(f"build.teachers.{name}: {error}") from None
+        raise type(error)(f"build.teachers.{name}: {error}") from None

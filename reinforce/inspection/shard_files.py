@@ -1,0 +1,116 @@
+"""All files of one shard: fetched, one after the other, and checked against its spine and its source."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reinforce.inspection.cells import ShardCells
+from reinforce.inspection.documents import Documents
+from reinforce.inspection.faults import Fault, FileFaults
+from reinforce.inspection.files import Found, read_checked
+from reinforce.inspection.source_rows import check_source
+from reinforce.inspection.source_tars import SourceTars, path_of
+from reinforce.inspection.structure import (
+    ORIGINAL,
+    Captions,
+    Spine,
+    check_other,
+    check_signal,
+    check_spine,
+)
+from reinforce.shards.dataset import Dataset
+from reinforce.shards.reader import ShardFile
+from reinforce.shards.schema import Signal, spine_file
+from reinforce.storage import Store
+
+
+@dataclass
+class ShardFindings:
+    """What was found in one shard's files, and in its tar."""
+
+    stem: str
+    num_kept: int = 0
+    files: list[FileFaults] = field(default_factory=list)
+    tars: list[FileFaults] = field(default_factory=list)
+    missing: list[Fault] = field(default_factory=list)
+
+    @property
+    def faults(self) -> list[Fault]:
+        return [*self.missing, *(fault for file in (*self.files, *self.tars) for fault in file.found)]
+
+    def cells(self, signals: Iterable[Signal]) -> ShardCells:
+        """What there is to compute again."""
+        nulls = {file.path: file.num_nulls for file in self.files}
+        of_signal = {signal: nulls[path] for signal in signals if (path := signal.file(self.stem)) in nulls}
+        return ShardCells(self.stem, self.num_kept, of_signal)
+
+
+@contextmanager
+def local_copy(store: Store, path: str, spool: Path, *, size: int | None = None) -> Iterator[Path]:
+    """The object as a file of this machine: itself, or a copy in the spool for as long as it is needed."""
+    local = store.local_path(path)
+    if local is not None:
+        yield local
+        return
+    copy = spool / f"{threading.get_ident()}-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
+    try:
+        store.download(path, copy, size=size)
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def verify_shard(
+    dataset: Dataset, documents: Documents, sources: SourceTars | None, stem: str, spool: Path
+) -> ShardFindings:
+    """Checks every file of a shard, and its tar if there are `sources`. Raises `StorageError`."""
+    shard = ShardFindings(stem)
+
+    def read(path: str, check: Callable[[ShardFile, FileFaults], Found | None]) -> Found | None:
+        if path not in dataset.sizes:
+            failed = documents.failures.get(stem)
+            shard.missing.append(Fault(path, f"is missing{f'; the shard failed: {failed}' if failed else ''}"))
+            return None
+        faults = FileFaults(path)
+        shard.files.append(faults)
+        try:
+            with local_copy(dataset.store, path, spool, size=dataset.sizes[path]) as local:
+                return read_checked(dataset.store, local, faults, lambda file: check(file, faults))
+        except FileNotFoundError:
+            faults.add("was listed and is gone")
+            return None
+
+    spine = read(spine_file(stem), lambda file, faults: check_spine(file, documents, stem, faults))
+    if spine is None:
+        return shard
+    shard.num_kept = spine.kept.num_rows
+    captions: dict[str, Captions | None] = {ORIGINAL: spine.kept.column("captions").to_pylist()}
+    for signal in sorted(documents.signals):
+        found = read(signal.file(stem), _checker(signal, documents, spine, captions.get(signal.source)))
+        if signal.kind == "captions":
+            captions[signal.model] = found
+    if f"views/{stem}.parquet" in dataset.sizes:
+        read(f"views/{stem}.parquet", lambda file, faults: check_other(file, "views", spine, faults))
+    if sources is not None:
+        shard.tars.append(_verify_tar(sources, documents, spine, stem, spool))
+    return shard
+
+
+def _checker(
+    signal: Signal, documents: Documents, spine: Spine, captions: Captions | None
+) -> Callable[[ShardFile, FileFaults], Captions | None]:
+    return lambda file, faults: check_signal(file, signal, documents, spine, faults, captions=captions)
+
+
+def _verify_tar(sources: SourceTars, documents: Documents, spine: Spine, stem: str, spool: Path) -> FileFaults:
+    path = path_of(stem)
+    faults = FileFaults(sources.store.uri_of(path))
+    try:
+        with local_copy(sources.store, path, spool, size=sources.sizes.get(stem)) as tar:
+            check_source(tar, documents, spine, faults)
+    except FileNotFoundError:
+        faults.add("the source shard is not there")
+    return faults

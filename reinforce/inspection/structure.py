@@ -1,0 +1,203 @@
+"""The files of one shard against the format, the documents and each other: rows, keys, counts, links.
+
+Of a spine all columns are in memory, of a signal one at a time.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reinforce.inspection.documents import Documents
+from reinforce.inspection.faults import FileFaults
+from reinforce.inspection.files import check_fields, check_layout, read_column
+from reinforce.inspection.footers import check_footer
+from reinforce.inspection.spine_rows import faults_of_row
+from reinforce.inspection.vectors import check_embeddings, check_nulls
+from reinforce.sample import DropReason, NullReason
+from reinforce.shards.reader import ShardFile
+from reinforce.shards.schema import (
+    CAPTIONS_SCHEMA,
+    SPINE_SCHEMA,
+    Signal,
+    canonical_json,
+    embeddings_schema,
+)
+
+ORIGINAL = "original"
+Captions = list[list[str] | None]
+_COMMON_FIELDS = {"format_version", "kind", "stem", "fingerprint", "source_sha256", "source_bytes", "num_rows"}
+_SPINE_FIELDS = _COMMON_FIELDS | {"num_kept", "drops", "counts"}
+_SIGNAL_FIELDS = _COMMON_FIELDS | {"signal", "weights_sha256", "nulls"}
+_COUNTS = {"unused_members", "captions_empty", "captions_undecodable", "captions_over_bound"}
+
+
+@dataclass(frozen=True)
+class Spine:
+    """A spine that was read whole: what the other files of its shard are compared with."""
+
+    footer: dict[str, Any]
+    rows: pa.Table
+    kept: pa.Table
+
+    @property
+    def kept_keys(self) -> list[str]:
+        keys: list[str] = self.kept.column("key").to_pylist()
+        return keys
+
+
+def check_spine(file: ShardFile, documents: Documents, stem: str, faults: FileFaults) -> Spine | None:
+    """Checks a spine. None if its rows cannot be read."""
+    expected = {"kind": "samples", "stem": stem, "fingerprint": documents.dataset["spine_fingerprint"]}
+    footer = check_footer(file, expected, list(SPINE_SCHEMA.names))
+    check_fields(footer, _SPINE_FIELDS, faults)
+    check_layout(file, SPINE_SCHEMA, faults)
+    columns = {name: read_column(file, name, faults) for name in file.columns}
+    if any(column is None for column in columns.values()):
+        return None
+    table = pa.table(columns)
+    keys = table.column("key").to_pylist()
+    seen: set[str] = set()
+    rows_of: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, row in enumerate(table.to_pylist()):
+        for kind in faults_of_row(row, documents, is_repeated=row["key"] in seen):
+            rows_of[kind].append(index)
+        seen.add(row["key"])
+    for (name, what), rows in rows_of.items():
+        faults.add_rows(what, rows, keys, name)
+    drops = Counter(filter(None, table.column("drop_reason").to_pylist()))
+    kept = table.filter(pc.is_null(table.column("drop_reason")))
+    _compare(footer, {"drops": dict(drops), "num_kept": kept.num_rows}, faults)
+    for name in sorted(set(footer["counts"]) - _COUNTS):
+        faults.add(f"counts in its footer has {name!r}, which is nothing that is left out")
+    for name in sorted(set(drops) - {reason.value for reason in DropReason}):
+        faults.add(f"drop_reason {name!r} is none of the format", column="drop_reason")
+    return Spine(footer, table, kept)
+
+
+def check_signal(
+    file: ShardFile,
+    signal: Signal,
+    documents: Documents,
+    spine: Spine,
+    faults: FileFaults,
+    *,
+    captions: Captions | None,
+) -> Captions | None:
+    """Checks a signal's file. `captions` are those of the kept rows that a text signal was made from, if readable.
+
+    Returns the captions of a captions file.
+    """
+    document = documents.signals[signal]
+    expected = {
+        "kind": signal.kind,
+        "signal": signal.folder,
+        "stem": spine.footer["stem"],
+        "fingerprint": document["fingerprint"],
+        "source_sha256": spine.footer["source_sha256"],
+        "source_bytes": spine.footer["source_bytes"],
+        "weights_sha256": document["content"].get("weights_sha256"),
+        "num_rows": spine.kept.num_rows,
+    }
+    footer = check_footer(file, expected, ["key", *document["columns"]])
+    extra = {"num_truncated_texts"} if signal.kind == "text" else set()
+    extra |= {"captions_sha256"} if signal.kind == "text" and signal.source != ORIGINAL else set()
+    check_fields(footer, _SIGNAL_FIELDS | extra, faults)
+    check_layout(file, _schema_of(signal, document), faults)
+    keys = check_keys_of(file, spine, faults)
+    if keys is None:
+        return None
+    if signal.kind == "captions":
+        return _check_captions(file, document["content"]["num_captions"], keys, faults)
+    if signal.kind == "text" and captions is not None:
+        _check_made_from(footer, signal, keys, captions, faults)
+    num_captions = None
+    if signal.kind == "text" and captions is not None:
+        num_captions = np.array([len(texts or ()) for texts in captions], np.int64)
+    nulls = check_embeddings(file, document, keys, num_captions, faults)
+    is_known = num_captions is not None or signal.kind == "image"
+    if nulls is not None and is_known and not documents.is_explicit:
+        check_nulls(footer["nulls"], nulls, signal, keys, faults)
+    return None
+
+
+def check_other(file: ShardFile, kind: str, spine: Spine, faults: FileFaults) -> None:
+    """Checks a file that is no signal: its footer, its keys, and that every column can be read."""
+    expected = {
+        "kind": kind,
+        "stem": spine.footer["stem"],
+        "source_sha256": spine.footer["source_sha256"],
+        "num_rows": spine.kept.num_rows,
+    }
+    check_footer(file, expected, file.columns)
+    if check_keys_of(file, spine, faults) is not None:
+        for name in file.columns[1:]:
+            read_column(file, name, faults)
+
+
+def check_keys_of(file: ShardFile, spine: Spine, faults: FileFaults) -> list[str] | None:
+    """The keys of a file, if they are those that the spine keeps, in its order."""
+    column = read_column(file, "key", faults)
+    if column is None:
+        return None
+    keys, expected = column.to_pylist(), spine.kept_keys
+    if keys == expected:
+        return expected
+    row = next((i for i, pair in enumerate(zip(expected, keys, strict=False)) if pair[0] != pair[1]), None)
+    if row is None:
+        faults.add(f"{len(keys)} rows, the spine keeps {len(expected)}", column="key")
+    else:
+        order = ": the same rows in another order" if sorted(keys) == sorted(expected) else ""
+        what = f"the key is {keys[row]!r}, in the spine it is {expected[row]!r}{order}"
+        faults.add(what, column="key", row=row, key=expected[row])
+    return None
+
+
+def _check_captions(file: ShardFile, most: int, keys: list[str], faults: FileFaults) -> Captions | None:
+    column = read_column(file, "captions", faults)
+    if column is None:
+        return None
+    captions: Captions = column.to_pylist()
+    kinds: list[tuple[str, Callable[[list[str]], bool]]] = [
+        ("an empty list, where there is none it is null", lambda texts: not texts),
+        (f"more than {most} captions", lambda texts: len(texts) > most),
+        ("an empty caption", lambda texts: any(not text.strip() for text in texts)),
+        ("a caption twice", lambda texts: len(set(texts)) < len(texts)),
+    ]
+    for what, is_fault in kinds:
+        rows = [row for row, texts in enumerate(captions) if texts is not None and is_fault(texts)]
+        faults.add_rows(what, rows, keys, "captions")
+    failed = {str(NullReason.CAPTIONER_FAILED): column.null_count} if column.null_count else {}
+    _compare(file.footer, {"nulls": failed}, faults)
+    return captions
+
+
+def _check_made_from(
+    footer: dict[str, Any], signal: Signal, keys: list[str], captions: Captions, faults: FileFaults
+) -> None:
+    if signal.source != ORIGINAL:
+        digest = hashlib.sha256()
+        for key, texts in zip(keys, captions, strict=True):
+            digest.update(canonical_json([key, texts or []]).encode() + b"\n")
+        if footer["captions_sha256"] != digest.hexdigest():
+            faults.add(f"was made from other captions than those in captions/{signal.source}: captions_sha256 differs")
+    num_texts = sum(len(texts or ()) for texts in captions)
+    if not 0 <= footer["num_truncated_texts"] <= num_texts:
+        faults.add(f"num_truncated_texts is {footer['num_truncated_texts']} in its footer, of {num_texts} texts")
+
+
+def _schema_of(signal: Signal, document: dict[str, Any]) -> pa.Schema:
+    if signal.kind == "captions":
+        return CAPTIONS_SCHEMA
+    return embeddings_schema(document["columns"], document["model"]["dim"])
+
+
+def _compare(footer: dict[str, Any], recounted: dict[str, Any], faults: FileFaults) -> None:
+    for name, value in recounted.items():
+        if footer[name] != value:
+            faults.add(f"{name} is {canonical_json(footer[name])} in its footer, counted {canonical_json(value)}")

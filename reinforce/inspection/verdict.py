@@ -1,0 +1,71 @@
+"""What `--verify` prints: one screen of what was looked at, then the faults."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from reinforce.formatting import format_seconds
+from reinforce.inspection.faults import Fault, Recomputed, Verification
+from reinforce.inspection.table import count, format_bytes, printable
+
+_NUM_SHOWN = 20
+_MOST_CHARACTERS = 400
+
+
+def render_verdict(found: Verification) -> RenderableType:
+    """One screen: what was checked, then the first 20 faults."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in _rows(found).items():
+        table.add_row(Text(name), Text(value))
+    shown = [Text(f"  {printable(line_of(fault), _MOST_CHARACTERS)}") for fault in found.faults[:_NUM_SHOWN]]
+    num_hidden = len(found.faults) - len(shown)
+    more = [Text(f"  ... and {num_hidden:,} more: --json has them all")] if num_hidden else []
+    verdict = f"{count(len(found.faults), 'fault')}:" if found.faults else "no fault found"
+    return Group(table, Text(), Text(verdict, style="bold"), *shown, *more)
+
+
+def line_of(fault: Fault) -> str:
+    """One line: file, column, row, key, and what is wrong."""
+    place = [fault.path]
+    place += [f"column {fault.column}"] if fault.column is not None else []
+    place += [f"row {fault.row}"] if fault.row is not None else []
+    place += [f"key {fault.key!r}"] if fault.key is not None else []
+    return f"{', '.join(place)}: {fault.what}"
+
+
+def _rows(found: Verification) -> dict[str, str]:
+    source = "not checked (--no-source)"
+    if found.source is not None:
+        source = f"{count(found.num_sources, 'shard')}, {format_bytes(found.source_bytes)}, at {found.source}"
+    rows = {
+        "dataset": found.uri,
+        "checked": f"{count(found.num_files, 'file')} of {count(found.num_shards, 'shard')}, "
+        f"{format_bytes(found.num_bytes)}, {count(found.num_cells, 'cell')}, in {_seconds(found.elapsed_s)}",
+        "source": source,
+    }
+    if found.recomputed is not None:
+        rows |= _recomputed_rows(found.recomputed)
+    if found.num_without_digest:
+        rows["no digest"] = f"{found.num_without_digest:,} files of an older version: page checksums are all they have"
+    if found.num_ignored:
+        rows["ignored"] = f"{found.num_ignored:,} objects that are no part of the format"
+    if found.failures:
+        first = next(iter(found.failures.items()))
+        rows["failed shards"] = f"{len(found.failures):,}, such as {first[0]}: {first[1]}"
+    return rows
+
+
+def _recomputed_rows(recomputed: Recomputed) -> dict[str, str]:
+    elapsed = _seconds(recomputed.elapsed_s)
+    rows = {"computed again": f"{count(recomputed.num_cells, 'cell')} (seed {recomputed.seed}), in {elapsed}"}
+    for signal in recomputed.signals:
+        least = "none" if signal.min_cosine is None else f"least cosine {signal.min_cosine:.6f}"
+        rows[f"  {signal.folder}"] = (
+            f"{signal.num_cells:,} cells in {signal.precision}, {signal.num_equal:,} equal, {least}, "
+            f"at least {signal.bound:.6f} expected"
+        )
+    return rows
+
+
+def _seconds(elapsed_s: float) -> str:
+    return f"{elapsed_s:.1f} s" if elapsed_s < 10 else format_seconds(elapsed_s)

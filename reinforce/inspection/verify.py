@@ -1,0 +1,140 @@
+"""Whether a dataset is whole and true: the story of `reinforce inspect --verify`.
+
+Every object is read, a shard's files one after the other, four shards at a time; from a bucket each object is fetched
+once, to a local spool that holds at most four. A spine and a column of each are in memory. Nothing is written.
+"""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from reinforce.inspection.cells import Recomputation
+from reinforce.inspection.documents import Documents, read_documents
+from reinforce.inspection.faults import Fault, FileFaults, Recomputed, Verification
+from reinforce.inspection.shard_files import ShardFindings, verify_shard
+from reinforce.inspection.source_tars import SourceTars
+from reinforce.shards.dataset import SIGNAL_FILE, Dataset
+from reinforce.shards.schema import Signal, spine_file
+from reinforce.storage import Store, open_spool, open_store
+
+_NUM_THREADS = 4
+_OURS = ("samples", "captions", "embeddings", "views", "failures", "runs")
+
+
+def verify_dataset(
+    uri: str,
+    *,
+    shards: Sequence[str] = (),
+    root: str | None = None,
+    with_source: bool = True,
+    recompute: Recomputation | None = None,
+) -> Verification:
+    """Verifies a dataset, or of it only `shards`, which are source URIs; `root` is where its source is now.
+
+    Raises `FormatError` if there is no dataset, `StorageError` if it or its source cannot be reached, `ModelError` if a
+    teacher cannot be loaded.
+    """
+    start = time.perf_counter()
+    store = open_store(uri)
+    sizes = {info.path: info.size for info in store.list()}
+    documents = read_documents(store, sizes)
+    if isinstance(documents, FileFaults):
+        return _verification(store, [documents], [], start)
+    dataset = Dataset(store, documents.dataset)
+    dataset.sizes = sizes
+    sources = SourceTars.find(documents, dataset.stems, shards, root) if with_source or shards else None
+    stems = sorted(sources.stems) if sources and shards else dataset.stems
+    tars = sources if with_source else None
+    with open_spool() as spool, ThreadPoolExecutor(_NUM_THREADS, "verify") as pool:
+        found = list(pool.map(lambda stem: verify_shard(dataset, documents, tars, stem, spool), stems))
+        recomputed, faults = _recompute(dataset, documents, sources, found, spool, recompute)
+    strays, num_ignored = _strays(dataset, documents)
+    return _verification(
+        store,
+        documents.checked,
+        found,
+        start,
+        documents=documents,
+        more=[*strays, *faults],
+        num_ignored=num_ignored,
+        source=tars.uri if tars else None,
+        recomputed=recomputed,
+    )
+
+
+def _recompute(
+    dataset: Dataset,
+    documents: Documents,
+    sources: SourceTars | None,
+    found: Sequence[ShardFindings],
+    spool: Path,
+    wanted: Recomputation | None,
+) -> tuple[Recomputed | None, list[Fault]]:
+    if wanted is None:
+        return None, []
+    from reinforce.inspection.recompute import recompute  # the only part that loads teachers, and torch with them
+
+    whole = [shard.cells(documents.signals) for shard in found if not shard.faults]
+    return recompute(dataset, documents, sources, whole, spool, wanted)
+
+
+def _strays(dataset: Dataset, documents: Documents) -> tuple[list[Fault], int]:
+    """Files that nothing explains, and the number of objects that are no part of the format."""
+    with_document = {path.rpartition("/")[0] for path in dataset.sizes if path.endswith(f"/{SIGNAL_FILE}")}
+    signals = [Signal.parse(folder) for folder in sorted(with_document) if Signal.is_folder(folder)]
+    files = {signal: frozenset(dataset.stems_of(signal)) for signal in signals}
+    faults = _unexplained(dataset, files)
+    known = {faults.path for faults in documents.checked} | {fault.path for fault in faults}
+    known |= {spine_file(stem) for stem in dataset.stems} | {f"views/{stem}.parquet" for stem in dataset.stems}
+    known |= {signal.file(stem) for signal, stems in files.items() for stem in stems}
+    unknown = sorted(set(dataset.sizes) - known)
+    ours = [path for path in unknown if path.startswith(tuple(f"{folder}/" for folder in _OURS))]
+    return faults + [Fault(path, "no file of this format") for path in ours], len(unknown) - len(ours)
+
+
+def _unexplained(dataset: Dataset, files: dict[Signal, frozenset[str]]) -> list[Fault]:
+    """Signal files that no spine or no `signal.json` explains."""
+    stems = frozenset(dataset.stems)
+    orphans = [signal.file(stem) for signal, found in files.items() for stem in sorted(found - stems)]
+    explained = tuple(f"{signal.folder}/" for signal in files)
+    undocumented = [
+        path
+        for path in sorted(dataset.sizes)
+        if path.startswith(("captions/", "embeddings/")) and path.endswith(".parquet") and not path.startswith(explained)
+    ]
+    return [Fault(path, "no spine: samples/ has no such shard") for path in orphans] + [
+        Fault(path, f"no {SIGNAL_FILE} says what it is") for path in undocumented
+    ]
+
+
+def _verification(
+    store: Store,
+    checked: Sequence[FileFaults],
+    found: Sequence[ShardFindings],
+    start_s: float,
+    *,
+    documents: Documents | None = None,
+    more: Sequence[Fault] = (),
+    num_ignored: int = 0,
+    source: str | None = None,
+    recomputed: Recomputed | None = None,
+) -> Verification:
+    files = [*checked, *(file for shard in found for file in shard.files)]
+    tars = [tar for shard in found for tar in shard.tars]
+    return Verification(
+        uri=store.uri,
+        num_shards=len(found),
+        num_files=len(files),
+        num_bytes=sum(file.num_bytes for file in files),
+        num_cells=sum(file.num_cells for file in files),
+        num_without_digest=sum(not file.has_digest for file in files),
+        num_ignored=num_ignored,
+        source=source,
+        num_sources=len(tars),
+        source_bytes=sum(tar.num_bytes for tar in tars),
+        failures=documents.failures if documents else {},
+        faults=(*(fault for file in checked for fault in file.found), *(f for s in found for f in s.faults), *more),
+        elapsed_s=round(time.perf_counter() - start_s, 3),
+        recomputed=recomputed,
+    )
