@@ -28,7 +28,7 @@ def inspect(
     ] = False,
     recompute: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="With --verify: embed N random cells again and compare."),
+        typer.Option(metavar="N", min=1, help="With --verify: embed about N random cells again and compare."),
     ] = None,
     no_source: Annotated[bool, typer.Option("--no-source", help="With --verify: leave the source out.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="With --recompute: which cells.")] = None,

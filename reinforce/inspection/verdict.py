@@ -15,6 +15,8 @@ _MOST_CHARACTERS = 400
 def render_verdict(found: Verification) -> RenderableType:
     """One screen: what was checked, then the first 20 faults."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in _rows(found).items():
         table.add_row(Text(name), Text(value))
     shown = [Text(f"  {printable(line_of(fault), _MOST_CHARACTERS)}") for fault in found.faults[:_NUM_SHOWN]]
@@ -59,10 +61,10 @@ def _recomputed_rows(recomputed: Recomputed) -> dict[str, str]:
     elapsed = _seconds(recomputed.elapsed_s)
     rows = {"computed again": f"{count(recomputed.num_cells, 'cell')} (seed {recomputed.seed}), in {elapsed}"}
     for signal in recomputed.signals:
-        least = "none" if signal.min_cosine is None else f"least cosine {signal.min_cosine:.6f}"
+        least = "" if signal.min_cosine is None else f", cosine {signal.min_cosine:.6f} or more"
         rows[f"  {signal.folder}"] = (
-            f"{signal.num_cells:,} cells in {signal.precision}, {signal.num_equal:,} equal, {least}, "
-            f"at least {signal.bound:.6f} expected"
+            f"{count(signal.num_cells, 'cell')}, {signal.num_equal:,} equal{least} "
+            f"(bound {signal.bound:.6f}, {signal.precision})"
         )
     return rows
 
