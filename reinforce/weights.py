@@ -98,7 +98,7 @@ def check_sha256(files: list[Path], expected: str | None) -> str:
     digests = [_sha256_of_file(file) for file in files]
     found = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     if expected is not None and found != expected:
-        raise WeightsChangedError(f"weights {files[0]}: sha256 is {found}, the recipe says {expected}")
+        raise WeightsChangedError(f"weights {files[0]}: sha256 is {found}, expected {expected}")
     return found
 
 

@@ -113,20 +113,20 @@ def flipped(path: Path, position: int) -> Iterator[None]:
         path.write_bytes(data)
 
 
-def kind_of(path: str) -> str:
-    """The kind of a dataset's file, or of a tar, by its path."""
-    parts = path.split("/")
-    if path.endswith(".json") and parts[0] != "failures":
-        return parts[-1]
-    return f"{parts[0]}/{parts[2]}" if parts[0] == "embeddings" else "source" if path.endswith(".tar") else parts[0]
+def kind_of(path: Path) -> str:
+    """The kind of a dataset's file, or of a tar."""
+    if path.suffix == ".tar" or path.name in ("dataset.json", "signal.json"):
+        return "source" if path.suffix == ".tar" else path.name
+    top = next(name for name in path.parts if name in ("samples", "captions", "embeddings", "failures", "runs"))
+    return f"embeddings/{path.parts[path.parts.index(top) + 2]}" if top == "embeddings" else top
 
 
-def random_bits(files: list[Path], folder: Path, count: int, seed: int) -> list[tuple[Path, int]]:
+def random_bits(files: list[Path], count: int, seed: int) -> list[tuple[Path, int]]:
     """So many files, evenly over their kinds, each with the position of a bit in it."""
     generator = random.Random(seed)
     kinds: dict[str, list[Path]] = {}
     for path in sorted(files):
-        kinds.setdefault(kind_of(str(path.relative_to(folder))), []).append(path)
+        kinds.setdefault(kind_of(path), []).append(path)
     found = []
     for number in range(count):
         path = generator.choice(list(kinds.values())[number % len(kinds)])

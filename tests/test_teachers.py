@@ -363,7 +363,7 @@ def test_a_folder_without_weights_is_refused_not_random(tmp_path: Path) -> None:
 
 
 def test_other_weights_than_the_recipe_says_are_refused(checkpoints: dict[str, dict[str, str]]) -> None:
-    with pytest.raises(ModelError, match=r"build\.teachers\.clip: weights .* sha256 is .*, the recipe says 0000"):
+    with pytest.raises(ModelError, match=r"build\.teachers\.clip: weights .* sha256 is .*, expected 0000"):
         load(checkpoints, "clip", sha256="0" * 64)
 
 

@@ -19,6 +19,7 @@ from reinforce.inspection.faults import Fault, Verification
 from reinforce.inspection.recompute import cosine_bound
 from reinforce.inspection.vectors import rounding_error
 from reinforce.inspection.verify import verify_dataset
+from reinforce.runners.failures import record_failure
 from reinforce.shards.digests import FILE_DIGEST
 from reinforce.shards.schema import FOOTER_KEY, Signal, round_mantissa
 from reinforce.storage import StorageError, open_store
@@ -31,6 +32,7 @@ from tests.forgery import (
     flipped,
     forge_document,
     forge_file,
+    kind_of,
     members_of_one,
     members_of_two,
     random_bits,
@@ -93,14 +95,12 @@ def test_the_golden_dataset_has_no_fault() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_flipped_bits_are_found_in_any_kind_of_file(copy: Path, seed: int) -> None:
-    (copy / "failures").mkdir()
-    (copy / "failures/gone.json").write_text('{"stem": "gone", "error": "e", "attempts": ["e"], "run": "r"}')
-    forge_document(copy / "failures/gone.json", lambda document: None)
-    assert verify(copy, with_source=False).faults == ()
+    record_failure(open_store(str(copy)), "gone", ["is truncated"], "run")
+    found = verify(copy, with_source=False)
+    assert (found.faults, found.failures) == ((), {"gone": "is truncated"})
     files = [path for path in copy.rglob("*") if path.is_file()]
-    bits = random_bits(files, copy, 16, seed)
-    assert {kind.rpartition(".")[2] for kind in map(str, files)} == {"json", "jsonl", "parquet"}
-    for path, position in bits:
+    assert len(set(map(kind_of, files))) == 8
+    for path, position in random_bits(files, 16, seed):
         with flipped(path, position):
             faults = verify(copy, with_source=False).faults
             assert str(path.relative_to(copy)) in {fault.path for fault in faults}, (path, position)
@@ -507,7 +507,7 @@ def test_the_command_prints_one_screen(built: Path, copy: Path) -> None:
     assert "not checked (--no-source)" in result.stdout
     assert "embeddings/b/image/one.parquet: is missing" in result.stdout
     document = json.loads(command(copy, "--verify", "--no-source", "--json").stdout)
-    assert len(document["faults"]) == 3
+    assert len(document["faults"]) == 2
     assert set(document["faults"][0]) == {"path", "what", "column", "row", "key"}
 
 

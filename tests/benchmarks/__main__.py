@@ -6,6 +6,7 @@ import sys
 BENCHMARKS = (
     "truth",
     "fidelity",
+    "faults",
     "memory",
     "bookkeeping",
     "loss_memory",
