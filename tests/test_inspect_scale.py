@@ -252,7 +252,8 @@ def test_what_a_running_build_commits_between_two_folders_is_no_fault(copy: Path
 
 
 def test_runs_add_up(figures: Figures) -> None:
-    first, second = figures.runs
+    # Both may have begun in one second.
+    first, second = sorted(figures.runs, key=lambda run: run.num_samples)
     assert [(run.num_samples, run.num_shards, run.num_failed) for run in (first, second)] == [(20, 1, 0), (41, 2, 0)]
     assert first.end is not None
     assert set(first.stages) >= {"decode", "render", "teachers", "write"}
@@ -263,7 +264,7 @@ def test_runs_add_up(figures: Figures) -> None:
     assert data["cost"]["stages_s_per_1000_samples"]["write"] == pytest.approx(
         1000 * data["cost"]["stages_s"]["write"] / 61
     )
-    assert data["runs"][0]["stages_s"] == first.stages
+    assert first.stages in [run["stages_s"] for run in data["runs"]]
 
 
 def test_a_run_on_a_cluster_that_was_killed(copy: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 from reinforce.config import BuildConfig
 from reinforce.inspection.figures import Figures
 from reinforce.inspection.stats import inspect_dataset
-from reinforce.inspection.table import count, format_bytes, label, printable
+from reinforce.inspection.words import count, format_bytes, label, printable
 from reinforce.shards.dataset import Dataset, open_dataset
 from reinforce.shards.schema import FORMAT_VERSION
 from reinforce.storage import Store

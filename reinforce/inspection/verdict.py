@@ -6,7 +6,7 @@ from rich.text import Text
 
 from reinforce.formatting import format_seconds
 from reinforce.inspection.faults import Fault, Recomputed, Verification
-from reinforce.inspection.table import count, format_bytes, printable
+from reinforce.inspection.words import count, format_bytes, printable
 
 _NUM_SHOWN = 20
 _MOST_CHARACTERS = 400

@@ -101,7 +101,9 @@ def _unexplained(dataset: Dataset, files: dict[Signal, frozenset[str]]) -> list[
     undocumented = [
         path
         for path in sorted(dataset.sizes)
-        if path.startswith(("captions/", "embeddings/")) and path.endswith(".parquet") and not path.startswith(explained)
+        if path.startswith(("captions/", "embeddings/"))
+        and path.endswith(".parquet")
+        and not path.startswith(explained)
     ]
     return [Fault(path, "no spine: samples/ has no such shard") for path in orphans] + [
         Fault(path, f"no {SIGNAL_FILE} says what it is") for path in undocumented
