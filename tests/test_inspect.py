@@ -1,10 +1,7 @@
-"""`reinforce inspect`: exact figures of a small build, faults put into copies of it, and the page as data."""
+"""`reinforce inspect`: exact figures of a small build, and faults put into copies of it."""
 
-import base64
-import html
 import io
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,28 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
 from reinforce.captioners import CaptionRequest, FakeCaptioner
 from reinforce.cli import app
 from reinforce.inspection import table, words
-from reinforce.inspection.cards import describe
 from reinforce.inspection.figures import Figures, Missing
-from reinforce.inspection.report import write_contact_sheet
 from reinforce.inspection.stats import inspect_dataset
 from reinforce.inspection.values import evenly
-from reinforce.sample import View, ViewOp
-from reinforce.shards.dataset import open_dataset
 from reinforce.shards.reader import FormatError
-from reinforce.storage import StorageError
-from reinforce.views.draw import OP_NAMES, draw
-from reinforce.views.render import render
-from tests.fakes import fake_plan, fake_teachers, run
+from tests.fakes import fake_plan, run
 from tests.tars import image_bytes, write_tar
 
 SCRIPT = "[bold]brackets[/bold] & <script>alert(1)</script>"
@@ -281,14 +269,12 @@ def test_values_are_of_as_many_shards_as_said(built: Path) -> None:
     assert evenly(range(100), 4) == [0, 25, 50, 75]
 
 
-def test_a_build_that_has_just_begun(copy: Path, tmp_path: Path) -> None:
+def test_a_build_that_has_just_begun(copy: Path) -> None:
     for path in copy.rglob("*.parquet"):
         path.unlink()
     found = inspect_dataset(str(copy))
     assert (found.num_shards, found.problems, found.cosines) == (0, (), ())
     assert "no shards yet" in _printed(found)
-    write_contact_sheet(str(copy), tmp_path / "page.html", found)
-    assert "No shards yet" in (tmp_path / "page.html").read_text()
 
 
 def test_what_is_no_dataset_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -322,77 +308,3 @@ def test_captions_are_printed_as_they_are() -> None:
     assert [words.format_bytes(n) for n in (999, 1000, 99_940, 999_499, 10**12)] == [
         "999 B", "1.0 kB", "99.9 kB", "999 kB", "1.0 TB",
     ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def page(built: Path, figures: Figures) -> str:
-    write_contact_sheet(str(built / "dataset"), built / "page.html", figures)
-    return (built / "page.html").read_text(encoding="utf-8")
-
-
-def _pictures(page: str) -> list[np.ndarray]:
-    found = re.findall(r'<img src="data:image/(?:png|jpeg);base64,([^"]+)"', page)
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found]
-
-
-def test_the_page_holds_every_sample_and_nothing_from_elsewhere(page: str) -> None:
-    for key in ("k0", "k1", "k2", "k3", "k4", "large"):
-        assert f"<h3>{key} " in page
-    assert page.count("<article>") == 6
-    for reason in ("corrupt_image", "duplicate_key"):
-        assert reason.replace("_", "_<wbr>") in page
-    assert "sub/one/bad" in page
-    assert not re.search(r"https?://|<script|<link|@import|url\(", page)
-    assert html.escape(SCRIPT, quote=False) in page
-
-
-def test_the_page_shows_the_replayed_views(page: str, built: Path) -> None:
-    pictures = _pictures(page)
-    assert len(pictures) == 6 * 4  # the source, the clean view and two more
-    plan = fake_plan()
-    spine = open_dataset(str(built / "dataset")).spine("sub/one")
-    rows = spine.filter(pc.is_null(spine["drop_reason"])).to_pylist()
-    for index, row in enumerate(rows):
-        image = np.asarray(Image.open(io.BytesIO(image_bytes(index, 40 + index, 30))))
-        source, *views = pictures[4 * index : 4 * index + 4]
-        np.testing.assert_array_equal(source, image)
-        for number, view in enumerate(views):
-            drawn = draw(plan.policy, row["view_seed"], number, 40 + index, 30)
-            np.testing.assert_array_equal(view, render(image, drawn, 24))  # the largest teacher's size
-    assert pictures[20].shape == (80, 160, 3)  # a thumbnail of 200 x 100
-
-
-def test_the_page_scores_each_caption_by_each_teacher(page: str, built: Path) -> None:
-    for teacher in (t.name for t in fake_teachers()):
-        image = _column(built, f"embeddings/{teacher}/image", "sub/one", "view_000")
-        text = _column(built, f"embeddings/{teacher}/text/original", "sub/one", "caption_000")
-        score = f"{float(image[3] @ text[3]):.2f}".replace("-", "−")
-        row = re.search(rf"<tr><td>original</td><td[^>]*>{LONG}</td>(.*?)</tr>", page)
-        assert row
-        assert f">{score}<" in row[1]
-
-
-def test_an_image_that_has_changed_is_not_shown(built: Path, figures: Figures, tmp_path: Path) -> None:
-    members = [(name, image_bytes(20, 41, 30) if name == "k1.png" else data) for name, data in _one()]
-    write_tar(tmp_path / "source/sub/one.tar", [member for member in members if member[0] != "k2.png"])
-    shutil.copy(built / "source/two.tar", tmp_path / "source/two.tar")
-    write_contact_sheet(str(built / "dataset"), tmp_path / "page.html", figures, root=str(tmp_path / "source"))
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert len(_pictures(page)) == 4 * 4
-    assert page.count("has changed since the build") == 1
-    assert page.count("not in the source shard any more") == 1
-
-
-def test_a_source_that_is_gone_is_one_error(built: Path, figures: Figures, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="--root"):
-        write_contact_sheet(str(built / "dataset"), tmp_path / "page.html", figures, root=str(tmp_path))
-    write_tar(tmp_path / "sub/one.tar", [("notes.md", b"-")])
-    with pytest.raises(FormatError, match=r"sub/one\.tar: .*holds no samples"):
-        write_contact_sheet(str(built / "dataset"), tmp_path / "page.html", figures, root=str(tmp_path))
-    assert not (tmp_path / "page.html").exists()
-
-
-def test_every_operation_has_words() -> None:
-    box = draw(fake_plan().policy, 0, 1, 40, 30).box
-    words = [describe(View(box, ops=(ViewOp(name, 0.5),))).split(", ")[1] for name in OP_NAMES]
-    assert len(set(words)) == len(OP_NAMES)

@@ -22,7 +22,7 @@ def inspect(
     full: Annotated[
         bool, typer.Option("--full", help="Read the footers of all shards, compare the clean views of all images.")
     ] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a self-contained contact sheet.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained page: charts, and samples.")] = None,
     is_verified: Annotated[
         bool, typer.Option("--verify", help="Read everything, and list each fault by file, row and column.")
     ] = False,
@@ -55,10 +55,11 @@ def inspect(
         else:
             Console().print(render_table(figures))
         if html is not None:
-            from reinforce.inspection.report import write_contact_sheet
+            from reinforce.inspection.report import write_report
 
-            write_contact_sheet(dataset, html, figures, root=root)
-            print(f"contact sheet: {html}", file=sys.stderr)
+            for fault in write_report(dataset, html, figures, root=root):
+                print(f"not shown: {fault}", file=sys.stderr)
+            print(f"report: {html}", file=sys.stderr)
 
 
 def _check_verify(is_verified: bool, options: VerifyOptions, html: Path | None) -> None:

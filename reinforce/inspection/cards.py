@@ -1,40 +1,30 @@
-"""A few samples as cards for the contact sheet: source image, replayed views, captions, each with its stored scores.
+"""Samples as cards for the report: source image, replayed views, captions, each with its stored scores.
 
-The views are drawn again from the stored seed and rendered from the source, as a student would see them. One tar at a
-time lies in a temporary folder; images whose bytes are not those that were built from are not shown.
+The views are drawn again from the stored seed and rendered from the source, as a student would see them. Images whose
+bytes are not those that were built from are not shown.
 """
 
-import base64
-import hashlib
-import io
-import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-from PIL import Image
+import pyarrow as pa
 
-from reinforce.config import SourceConfig, ViewPolicy
-from reinforce.decode import decode
+from reinforce.config import ViewPolicy
 from reinforce.inspection.figures import Figures
+from reinforce.inspection.pictures import LARGEST_PNG, VIEW_SIDE, data_uri, source_image, thumbnail
 from reinforce.inspection.values import ORIGINAL, Matrix, cosines, evenly, open_checked, read_matrix
-from reinforce.sample import RGB, Drop, View
-from reinforce.shards.dataset import DATASET_FILE, Dataset
+from reinforce.sample import RGB, View
+from reinforce.shards.dataset import SIGNAL_FILE, Dataset, read_document
 from reinforce.shards.reader import FormatError
 from reinforce.shards.schema import Signal, view_column
-from reinforce.shards.source import ShardError, SourceShard
-from reinforce.storage import StorageError, Store
 from reinforce.views.draw import draw
 from reinforce.views.render import render
 
-_LARGEST_SIDE = 160
-"""Of a picture on the page, in pixels."""
-_LARGEST_PNG = 64
-"""Smaller pictures are exact, larger ones JPEG: a page of 24 samples stays below 5 MB."""
-_MOST_VIEWS = 6
+_MOST_VIEWS = 5
+"""Augmented views of a sample that are shown."""
 
 Scores = dict[str, float | None]
 """Cosines by teacher; None where a value does not exist."""
@@ -73,74 +63,96 @@ class SampleCard:
     views: tuple[ViewCard, ...]
     captions: tuple[CaptionCard, ...]
 
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the picture is exact, to be shown enlarged."""
+        return max(self.width, self.height) <= LARGEST_PNG
+
+    @property
+    def alt(self) -> str:
+        return self.captions[0].text if self.captions else f"image {self.key}"
+
 
 class CardMaker:
-    """Makes the cards of samples, shard by shard."""
+    """Makes the cards of samples, shard by shard. `why_no_views` is empty if views can be replayed."""
 
-    def __init__(self, dataset: Dataset, figures: Figures, source: Store) -> None:
+    def __init__(self, dataset: Dataset, figures: Figures) -> None:
         self.dataset = dataset
-        self.source = source
-        self.bad_files = {problem.path for problem in figures.problems}
-        self.teachers = sorted({signal.model for signal in dataset.signals if signal.kind != "captions"})
-        try:
-            self.policy = ViewPolicy(**dataset.document["view_policy"])
-            self.source_config = SourceConfig(**dataset.document["spine"]["source"])
-        except (ValueError, KeyError, TypeError) as error:
-            what = " ".join(str(error).split())[:200]
-            raise FormatError(f"{dataset.store.uri}/{DATASET_FILE}: cannot be replayed ({what})") from None
-        images = [document for signal, document in dataset.signals.items() if signal.kind == "image"]
-        sizes = [document.get("model", {}).get("image_size") or _LARGEST_SIDE for document in images]
-        self.size = min(max(sizes, default=_LARGEST_SIDE), _LARGEST_SIDE)
-        self.num_views = max((len(document.get("columns", ())) for document in images), default=1) - 1
+        self.bad_files = frozenset(problem.path for problem in figures.problems)
+        self.signals = _documents(dataset, figures)
+        self.teachers = sorted({signal.model for signal in self.signals if signal.kind != "captions"})
+        self.policy, self.why_no_views = _view_policy(dataset)
+        images = [document for signal, document in self.signals.items() if signal.kind == "image"]
+        sizes = [document.get("model", {}).get("image_size") or VIEW_SIDE for document in images]
+        self.size = min(max(sizes, default=VIEW_SIDE), VIEW_SIDE)
+        names = {name for document in images for name in document.get("columns", ())}
+        self.num_views = len(names - {view_column(0)})
         self.views = [0, *evenly(range(1, self.num_views + 1), _MOST_VIEWS)]
 
-    def cards(self, stem: str, num_samples: int) -> list[SampleCard]:
-        """The cards of up to `num_samples` kept samples, evenly spread over the shard."""
-        spine = self.dataset.spine(stem)
-        kept = spine.filter(pc.is_null(spine.column("drop_reason")))
-        rows = evenly(range(kept.num_rows), num_samples)
-        if not rows:
-            return []
+    def cards(
+        self, stem: str, kept: pa.Table, rows: Sequence[int], images: Mapping[str, bytes] | None
+    ) -> list[SampleCard]:
+        """The cards of these rows of `kept`, the spine's kept rows. `images` by key are None if there is no source."""
         samples = [kept.slice(row, 1).to_pylist()[0] for row in rows]
-        scores = _StoredScores(self, stem, kept.column("key").to_pylist(), rows)
-        images = self._images(stem, [sample["key"] for sample in samples])
-        return [
-            self._card(stem, sample, images.get(sample["key"]), scores, index) for index, sample in enumerate(samples)
-        ]
-
-    def _images(self, stem: str, keys: list[str]) -> dict[str, bytes]:
-        """The image bytes of these samples, from the source tar."""
-        path = f"{stem}.tar"
-        uri = self.source.uri_of(path)
-        with tempfile.TemporaryDirectory(prefix="reinforce-", ignore_cleanup_errors=True) as folder:
-            spool = Path(folder) / "shard.tar"
-            try:
-                self.source.download(path, spool)
-                found = SourceShard(spool, self.source_config).samples(selected=frozenset(keys))
-                return {sample.key: sample.image for sample in found if sample.drop is None}
-            except FileNotFoundError:
-                raise StorageError(f"{uri}: no such source shard; say with --root where it is now") from None
-            except ShardError as error:
-                raise FormatError(f"{uri}: the source shard {error}") from None
+        scores = _StoredScores(self, stem, kept.column("key").to_pylist(), list(rows))
+        return [self._card(stem, sample, images, scores, index) for index, sample in enumerate(samples)]
 
     def _card(
-        self, stem: str, sample: dict[str, Any], data: bytes | None, scores: "_StoredScores", index: int
+        self,
+        stem: str,
+        sample: dict[str, Any],
+        images: Mapping[str, bytes] | None,
+        scores: "_StoredScores",
+        index: int,
     ) -> SampleCard:
-        width, height = sample["image_width"], sample["image_height"]
-        image, note = _source_image(data, sample, self.source_config.max_pixels)
-        views = []
-        for number in self.views:
-            view = draw(self.policy, sample["view_seed"], number, width, height)
-            picture = None if image is None else data_uri(render(image, view, self.size))
-            views.append(ViewCard(number, describe(view), picture, _fractions(view), scores.view(number, index)))
+        image, note = None, ""
+        if images is not None:
+            image, note = source_image(images.get(sample["key"]), sample)
         texts = [(ORIGINAL, sample["captions"]), *scores.captions(index)]
         captions = [
             CaptionCard(source, text, scores.caption(source, column, index))
             for source, captions in texts
             for column, text in enumerate(captions)
         ]
-        thumbnail = None if image is None else _thumbnail(image)
-        return SampleCard(stem, sample["key"], width, height, note, thumbnail, tuple(views), tuple(captions))
+        return SampleCard(
+            stem=stem,
+            key=sample["key"],
+            width=sample["image_width"],
+            height=sample["image_height"],
+            note=note,
+            thumbnail=None if image is None else thumbnail(image),
+            views=tuple(self._views(sample, image, scores, index)),
+            captions=tuple(captions),
+        )
+
+    def _views(
+        self, sample: dict[str, Any], image: RGB | None, scores: "_StoredScores", index: int
+    ) -> Iterator[ViewCard]:
+        width, height = sample["image_width"], sample["image_height"]
+        if self.policy is None:
+            return
+        for number in self.views:
+            view = draw(self.policy, sample["view_seed"], number, width, height)
+            picture = None if image is None else data_uri(render(image, view, self.size))
+            yield ViewCard(number, describe(view), picture, _fractions(view), scores.view(number, index))
+
+
+def _documents(dataset: Dataset, figures: Figures) -> dict[Signal, dict[str, Any]]:
+    """What each signal is, without listing the dataset again."""
+    found: dict[Signal, dict[str, Any]] = {}
+    for signal in (Signal.parse(figure.folder) for figure in figures.signals):
+        with suppress(FormatError):
+            document = read_document(dataset.store, f"{signal.folder}/{SIGNAL_FILE}")
+            found |= {} if document is None else {signal: document}
+    return found
+
+
+def _view_policy(dataset: Dataset) -> tuple[ViewPolicy | None, str]:
+    """The policy that views are drawn by, or None and why there is none."""
+    try:
+        return ViewPolicy(**dataset.document["view_policy"]), ""
+    except (ValueError, KeyError, TypeError) as error:
+        return None, " ".join(str(error).split())[:200]
 
 
 class _StoredScores:
@@ -151,10 +163,9 @@ class _StoredScores:
         self._views: dict[tuple[str, int], Matrix] = {}
         self._texts: dict[tuple[str, str, int], Matrix] = {}
         self._captions: dict[str, list[list[str] | None]] = {}
-        for signal in maker.dataset.signals:
-            path = signal.file(stem)
-            if path in maker.dataset.sizes and path not in maker.bad_files:
-                # What is wrong with a file stands among the problems already.
+        for signal in maker.signals:
+            if signal.file(stem) not in maker.bad_files:
+                # What is wrong with a file stands among the problems already; one that is missing is counted.
                 with suppress(FormatError, OSError):
                     self._read(signal, maker, stem, keys, rows)
 
@@ -214,39 +225,6 @@ _OP_WORDS = {
     "AutoContrast": "autocontrast",
     "Equalize": "equalize",
 }
-
-
-def data_uri(pixels: RGB) -> str:
-    """Pixels as an inline picture: PNG, exact, if small."""
-    file = io.BytesIO()
-    if max(pixels.shape[:2]) <= _LARGEST_PNG:
-        Image.fromarray(pixels).save(file, "PNG", optimize=True)
-        kind = "png"
-    else:
-        Image.fromarray(pixels).save(file, "JPEG", quality=85)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _thumbnail(image: RGB) -> str:
-    thumbnail = Image.fromarray(image)
-    thumbnail.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
-    return data_uri(np.asarray(thumbnail))
-
-
-def _source_image(data: bytes | None, sample: dict[str, Any], max_pixels: int) -> tuple[RGB | None, str]:
-    """The decoded source image, or None and why it cannot be shown."""
-    if data is None:
-        return None, "not in the source shard any more"
-    if hashlib.sha256(data).digest() != sample["image_sha256"]:
-        return None, "the source image has changed since the build: its sha256 is another"
-    image = decode(data, max_pixels)
-    if isinstance(image, Drop):
-        return None, f"does not decode here: {image.reason}, {image.detail}"
-    height, width, _ = image.shape
-    if (width, height) != (sample["image_width"], sample["image_height"]):
-        return None, f"decodes to {width} x {height} here, the spine says otherwise"
-    return image, ""
 
 
 def _fractions(view: View) -> tuple[float, float, float, float] | None:
