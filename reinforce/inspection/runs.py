@@ -22,7 +22,7 @@ _NUM_THREADS = 16
 def read_runs(
     dataset: Dataset, run_parts: Mapping[str, Sequence[str]], problems: list[Problem]
 ) -> tuple[RunFigures, ...]:
-    """The figures of each run, by the time of its start."""
+    """The figures of each run, by name, which begins with the time of its start."""
     return tuple(_read_run(dataset, run, parts, problems) for run, parts in run_parts.items())
 
 
