@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from reinforce.progress import RunLog
@@ -23,6 +24,9 @@ def test_a_key_may_look_like_a_digest(tmp_path: Path) -> None:
     data = (tmp_path / "out/x.parquet").read_bytes()
     assert data.count(key.encode()) > 1, "the data page and the statistics"
     computed, recorded = file_digests(io.BytesIO(data)) or ("", "-")
+    metadata = pq.read_metadata(tmp_path / "out/x.parquet")
+    assert json.loads(metadata.metadata[b"reinforce"])["file_sha256"] == recorded
+    assert metadata.row_group(0).column(0).statistics.max == key
     place = data.rindex(recorded.encode())
     assert computed == recorded == hashlib.sha256(data[:place] + b"0" * 64 + data[place + 64 :]).hexdigest()
 

@@ -21,7 +21,7 @@ from reinforce.inspection.vectors import rounding_error
 from reinforce.inspection.verify import verify_dataset
 from reinforce.runners.failures import record_failure
 from reinforce.shards.digests import FILE_DIGEST
-from reinforce.shards.schema import FOOTER_KEY, Signal, round_mantissa
+from reinforce.shards.schema import FOOTER_KEY, Signal, fingerprint, round_mantissa
 from reinforce.storage import StorageError, open_store
 from reinforce.weights import ModelError
 from tests import golden
@@ -105,6 +105,24 @@ def test_flipped_bits_are_found_in_any_kind_of_file(copy: Path, seed: int) -> No
             faults = verify(copy, with_source=False).faults
             assert str(path.relative_to(copy)) in {fault.path for fault in faults}, (path, position)
     assert verify(copy, with_source=False).faults == ()
+
+
+@pytest.mark.parametrize(
+    ("glob", "name"),
+    [
+        ("samples/one.parquet", b'"file_sha256"'),
+        ("embeddings/a/text/fake/one.parquet", b'"file_sha256"'),
+        ("dataset.json", b'"sha256"'),
+        ("captions/fake/signal.json", b'"sha256"'),
+        ("runs/*/00000.jsonl", b'"end_of_part"'),
+    ],
+)
+def test_a_digest_that_lost_its_name_is_not_one_of_an_older_version(copy: Path, glob: str, name: bytes) -> None:
+    (path,) = copy.glob(glob)
+    with flipped(path, 8 * (path.read_bytes().rindex(name) + 3)):
+        found = verify(copy)
+    assert {fault.path for fault in found.faults} == {str(path.relative_to(copy))}
+    assert found.num_without_digest == 1
 
 
 def _without_digest(path: Path) -> None:
@@ -311,6 +329,22 @@ def test_a_teacher_replaced_under_the_same_name(built: Path, tmp_path: Path) -> 
     finally:
         shutil.rmtree(built / "models")
         shutil.copytree(saved, built / "models")
+
+
+def test_a_precision_that_this_machine_lacks_is_fp32_and_a_wider_bound(copy: Path) -> None:
+    """A dataset that says it was made in bf16, verified on a CPU."""
+    folder = copy / "embeddings/a/image"
+    forge_document(folder / "signal.json", lambda document: document["content"].update(precision="bf16"))
+    changed = fingerprint(json.loads((folder / "signal.json").read_text())["content"])
+    forge_document(folder / "signal.json", lambda document: document.update(fingerprint=changed))
+    for path in folder.rglob("*.parquet"):
+        forge_file(path, change_footer=lambda footer: footer.update(fingerprint=changed))
+    found = verify(copy, recompute=ALL)
+    assert found.faults == ()
+    assert found.recomputed
+    image, text, *_ = found.recomputed.signals
+    assert (image.folder, image.precision, image.num_equal) == ("embeddings/a/image", "fp32", 24)
+    assert image.bound < 0.998 < 0.9997 < text.bound
 
 
 @pytest.mark.parametrize(

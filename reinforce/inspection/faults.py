@@ -50,6 +50,26 @@ class FileFaults:
 
 
 @dataclass(frozen=True, slots=True)
+class Totals:
+    """What was read of some files."""
+
+    num_files: int
+    num_bytes: int
+    num_cells: int
+    num_without_digest: int
+
+    @classmethod
+    def of(cls, files: Sequence[FileFaults]) -> "Totals":
+        """Sums over files."""
+        return cls(
+            len(files),
+            sum(file.num_bytes for file in files),
+            sum(file.num_cells for file in files),
+            sum(not file.has_digest for file in files),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class SignalCosines:
     """Recomputed cells of one signal: cosines to the stored ones. `bound` is the least that rounding allows.
 

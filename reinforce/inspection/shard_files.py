@@ -2,14 +2,14 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from reinforce.inspection.cells import ShardCells
 from reinforce.inspection.documents import Documents
-from reinforce.inspection.faults import Fault, FileFaults
+from reinforce.inspection.faults import Fault, FileFaults, Totals
 from reinforce.inspection.files import Found, read_checked
 from reinforce.inspection.source_rows import check_source
 from reinforce.inspection.source_tars import SourceTars, path_of
@@ -27,25 +27,15 @@ from reinforce.shards.schema import Signal, spine_file
 from reinforce.storage import Store
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class ShardFindings:
-    """What was found in one shard's files, and in its tar."""
+    """What was found in one shard's files and in its tar. Small: a dataset has many shards."""
 
-    stem: str
-    num_kept: int = 0
-    files: list[FileFaults] = field(default_factory=list)
-    tars: list[FileFaults] = field(default_factory=list)
-    missing: list[Fault] = field(default_factory=list)
-
-    @property
-    def faults(self) -> list[Fault]:
-        return [*self.missing, *(fault for file in (*self.files, *self.tars) for fault in file.found)]
-
-    def cells(self, signals: Iterable[Signal]) -> ShardCells:
-        """What there is to compute again."""
-        nulls = {file.path: file.num_nulls for file in self.files}
-        of_signal = {signal: nulls[path] for signal in signals if (path := signal.file(self.stem)) in nulls}
-        return ShardCells(self.stem, self.num_kept, of_signal)
+    files: Totals
+    tars: Totals
+    faults: tuple[Fault, ...]
+    cells: ShardCells
+    """What there is to compute again."""
 
 
 @contextmanager
@@ -67,15 +57,16 @@ def verify_shard(
     dataset: Dataset, documents: Documents, sources: SourceTars | None, stem: str, spool: Path
 ) -> ShardFindings:
     """Checks every file of a shard, and its tar if there are `sources`. Raises `StorageError`."""
-    shard = ShardFindings(stem)
+    files: list[FileFaults] = []
+    missing: list[Fault] = []
 
     def read(path: str, check: Callable[[ShardFile, FileFaults], Found | None]) -> Found | None:
         if path not in dataset.sizes:
             failed = documents.failures.get(stem)
-            shard.missing.append(Fault(path, f"is missing{f'; the shard failed: {failed}' if failed else ''}"))
+            missing.append(Fault(path, f"is missing{f'; the shard failed: {failed}' if failed else ''}"))
             return None
         faults = FileFaults(path)
-        shard.files.append(faults)
+        files.append(faults)
         try:
             with local_copy(dataset.store, path, spool, size=dataset.sizes[path]) as local:
                 return read_checked(dataset.store, local, faults, lambda file: check(file, faults))
@@ -85,18 +76,30 @@ def verify_shard(
 
     spine = read(spine_file(stem), lambda file, faults: check_spine(file, documents, stem, faults))
     if spine is None:
-        return shard
-    shard.num_kept = spine.kept.num_rows
+        return _findings(stem, 0, {}, files, [], missing)
     captions: dict[str, Captions | None] = {ORIGINAL: spine.kept.column("captions").to_pylist()}
+    num_nulls: dict[Signal, int] = {}
     for signal in sorted(documents.signals):
         found = read(signal.file(stem), _checker(signal, documents, spine, captions.get(signal.source)))
+        num_nulls[signal] = files[-1].num_nulls
         if signal.kind == "captions":
             captions[signal.model] = found
     if f"views/{stem}.parquet" in dataset.sizes:
         read(f"views/{stem}.parquet", lambda file, faults: check_other(file, "views", spine, faults))
-    if sources is not None:
-        shard.tars.append(_verify_tar(sources, documents, spine, stem, spool))
-    return shard
+    tars = [] if sources is None else [_verify_tar(sources, documents, spine, stem, spool)]
+    return _findings(stem, spine.kept.num_rows, num_nulls, files, tars, missing)
+
+
+def _findings(
+    stem: str,
+    num_kept: int,
+    num_nulls: dict[Signal, int],
+    files: list[FileFaults],
+    tars: list[FileFaults],
+    missing: list[Fault],
+) -> ShardFindings:
+    faults = (*missing, *(fault for file in (*files, *tars) for fault in file.found))
+    return ShardFindings(Totals.of(files), Totals.of(tars), faults, ShardCells(stem, num_kept, num_nulls))
 
 
 def _checker(

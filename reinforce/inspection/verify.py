@@ -11,7 +11,7 @@ from pathlib import Path
 
 from reinforce.inspection.cells import Recomputation
 from reinforce.inspection.documents import Documents, read_documents
-from reinforce.inspection.faults import Fault, FileFaults, Recomputed, Verification
+from reinforce.inspection.faults import Fault, FileFaults, Recomputed, Totals, Verification
 from reinforce.inspection.shard_files import ShardFindings, verify_shard
 from reinforce.inspection.source_tars import SourceTars
 from reinforce.shards.dataset import SIGNAL_FILE, Dataset
@@ -75,7 +75,7 @@ def _recompute(
         return None, []
     from reinforce.inspection.recompute import recompute  # the only part that loads teachers, and torch with them
 
-    whole = [shard.cells(documents.signals) for shard in found if not shard.faults]
+    whole = [shard.cells for shard in found if not shard.faults]
     return recompute(dataset, documents, sources, whole, spool, wanted)
 
 
@@ -122,19 +122,18 @@ def _verification(
     source: str | None = None,
     recomputed: Recomputed | None = None,
 ) -> Verification:
-    files = [*checked, *(file for shard in found for file in shard.files)]
-    tars = [tar for shard in found for tar in shard.tars]
+    files = [Totals.of(checked), *(shard.files for shard in found)]
     return Verification(
         uri=store.uri,
         num_shards=len(found),
-        num_files=len(files),
-        num_bytes=sum(file.num_bytes for file in files),
-        num_cells=sum(file.num_cells for file in files),
-        num_without_digest=sum(not file.has_digest for file in files),
+        num_files=sum(part.num_files for part in files),
+        num_bytes=sum(part.num_bytes for part in files),
+        num_cells=sum(part.num_cells for part in files),
+        num_without_digest=sum(part.num_without_digest for part in files),
         num_ignored=num_ignored,
         source=source,
-        num_sources=len(tars),
-        source_bytes=sum(tar.num_bytes for tar in tars),
+        num_sources=sum(shard.tars.num_files for shard in found),
+        source_bytes=sum(shard.tars.num_bytes for shard in found),
         failures=documents.failures if documents else {},
         faults=(*(fault for file in checked for fault in file.found), *(f for s in found for f in s.faults), *more),
         elapsed_s=round(time.perf_counter() - start_s, 3),
