@@ -251,8 +251,11 @@ def test_an_edited_original_caption_is_not_that_of_the_source(copy: Path) -> Non
     fault = only_fault(copy)
     assert (fault.column, fault.row, fault.key) == ("captions", 0, "k0")
     assert fault.path.endswith("/source/one.tar")
-    found = verify(copy, with_source=False, recompute=ALL).faults
-    assert [(f.path, f.row) for f in found] == [(f"embeddings/{name}/text/original/one.parquet", 0) for name in "ab"]
+    found = verify(copy, with_source=False, recompute=ALL)
+    texts = [f"embeddings/{name}/text/original/one.parquet" for name in "ab"]
+    assert [(fault.path, fault.row) for fault in found.faults] == [(path, 0) for path in texts]
+    assert found.recomputed
+    assert all("/text/" in signal.folder for signal in found.recomputed.signals), "images need the source"
 
 
 def _tar(folder: Path, members: Members) -> str:
@@ -487,6 +490,9 @@ def test_shards_narrow_it(built: Path, copy: Path, tmp_path: Path) -> None:
     source = built / "source"
     assert verify(copy, shards=[str(source / "one.tar")], root=str(source)).faults == ()
     assert verify(copy, shards=[str(source / "sub")], root=str(source)).faults != ()
+    found = verify(copy, shards=[str(source / "one.tar")], root=str(source), with_source=False, recompute=ALL)
+    assert found.recomputed
+    assert (found.num_sources, len(found.recomputed.signals)) == (0, 4)
     write_tar(tmp_path / "more/new.tar", members_of_two())
     fault = only_fault(copy, shards=[str(tmp_path / "more/new.tar")], root=str(tmp_path / "more"))
     assert (fault.path, fault.what) == ("samples/new.parquet", "is missing")

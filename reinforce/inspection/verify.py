@@ -48,7 +48,7 @@ def verify_dataset(
     tars = sources if with_source else None
     with open_spool() as spool, ThreadPoolExecutor(_NUM_THREADS, "verify") as pool:
         found = list(pool.map(lambda stem: verify_shard(dataset, documents, tars, stem, spool), stems))
-        recomputed, faults = _recompute(dataset, documents, sources, found, spool, recompute)
+        recomputed, faults = _recompute(dataset, documents, tars, found, spool, recompute)
     strays, num_ignored = _strays(dataset, documents)
     return _verification(
         store,
@@ -66,7 +66,7 @@ def verify_dataset(
 def _recompute(
     dataset: Dataset,
     documents: Documents,
-    sources: SourceTars | None,
+    tars: SourceTars | None,
     found: Sequence[ShardFindings],
     spool: Path,
     wanted: Recomputation | None,
@@ -76,7 +76,7 @@ def _recompute(
     from reinforce.inspection.recompute import recompute  # the only part that loads teachers, and torch with them
 
     whole = [shard.cells for shard in found if not shard.faults]
-    return recompute(dataset, documents, sources, whole, spool, wanted)
+    return recompute(dataset, documents, tars, whole, spool, wanted)
 
 
 def _strays(dataset: Dataset, documents: Documents) -> tuple[list[Fault], int]:
