@@ -1,19 +1,76 @@
 """`reinforce select`."""
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
 from reinforce.cli.errors import one_line_errors
+from reinforce.config.base import ConfigError
 
 
 def select(
     dataset: Annotated[str, typer.Argument(metavar="URI", help="A reinforced dataset.")],
-    output: Annotated[str, typer.Option(help="The Parquet of (stem, key) to write; --select of other commands.")],
-    split: Annotated[str, typer.Option(help="LOW:HIGH, parts of 1: 0:0.9 to train on, 0.9:1 to validate with.")],
+    output: Annotated[str, typer.Option(help="The selection to write, a Parquet; --select of other commands.")],
+    within: Annotated[list[str], typer.Option(help="Only samples that this selection has, too.")] = [],  # noqa: B006
+    without: Annotated[list[str], typer.Option(help="Only samples that this selection lacks.")] = [],  # noqa: B006
+    union: Annotated[list[str], typer.Option(help="Add the samples of this selection at the end.")] = [],  # noqa: B006
+    split: Annotated[
+        str | None, typer.Option(help="LOW:HIGH, parts of 1: 0:0.9 to train on, 0.9:1 to validate with.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split: another seed, another split.")] = 0,
+    min_score: Annotated[float | None, typer.Option(help="Least cosine of image and caption.")] = None,
+    keep_top: Annotated[float | None, typer.Option(help="Share with the highest scores that is kept.")] = None,
+    score: Annotated[
+        str | None, typer.Option(help="Captions to score against: original (default), synthetic, or best of both.")
+    ] = None,
+    teacher: Annotated[
+        list[str], typer.Option(help="Whose embeddings; several: their mean score. Default: all, by name.")
+    ] = [],  # noqa: B006
+    labels: Annotated[str | None, typer.Option(help="Class names, one a line: give every sample a label.")] = None,
+    templates: Annotated[str | None, typer.Option(help="Prompts for --labels, as those of evaluate.")] = None,
+    keep_confident: Annotated[float | None, typer.Option(help="Share with the surest labels that is kept.")] = None,
+    dedup: Annotated[float | None, typer.Option(help="Cosine of images from which on one of them is left out.")] = None,
+    missing: Annotated[str, typer.Option(help="A shard without a signal that is needed: error or skip.")] = "error",
+    as_json: Annotated[bool, typer.Option("--json", help="Every figure, as JSON.")] = False,
 ) -> None:
-    """Pick samples of a dataset: a part of them by a hash of their keys, the same part every time."""
+    """Pick samples of a dataset by score, label, likeness, split or other selections, and say why the rest goes."""
     with one_line_errors():
-        from reinforce.selection import parse_split, select_split
+        _check_choice("--score", score, ("original", "synthetic", "best"))
+        _check_choice("--missing", missing, ("error", "skip"))
+        if labels is None and (templates is not None or keep_confident is not None):
+            raise ConfigError(f"--{'templates' if templates is not None else 'keep-confident'}: goes with --labels")
+        from reinforce.selection import Criteria, select_samples
+        from reinforce.selection.criteria import parse_split
+        from reinforce.selection.outcome import describe
+        from reinforce.shards.dataset import open_dataset
 
-        print(f"{output}: {select_split(dataset, output, *parse_split(split)):,} samples")
+        asked: dict[str, Any] = {
+            "within": tuple(within),
+            "without": tuple(without),
+            "union": tuple(union),
+            "split": None if split is None else parse_split(split),
+            "seed": seed,
+            "score": score,
+            "min_score": min_score,
+            "keep_top": keep_top,
+            "teachers": tuple(teacher),
+            "keep_confident": keep_confident,
+            "dedup": dedup,
+            "missing": missing,
+        }
+        criteria = Criteria(**asked)
+        opened = open_dataset(dataset)
+        bank = None
+        if labels is not None:
+            from reinforce.class_bank import embed_classes
+            from reinforce.selection.signals import choose_teachers
+
+            bank = embed_classes(opened, choose_teachers(opened, criteria.teachers)[0], labels, templates)
+        outcome = select_samples(opened, output, criteria, bank=bank)
+        print(json.dumps(outcome.to_json(), indent=2, ensure_ascii=False) if as_json else describe(outcome))
+
+
+def _check_choice(option: str, given: str | None, choices: tuple[str, ...]) -> None:
+    if given is not None and given not in choices:
+        raise ConfigError(f"{option} {given}: one of {', '.join(choices)}")

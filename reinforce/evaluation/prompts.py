@@ -13,9 +13,9 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _MOST_SHOWN = 60
 
 
-def read_classnames(root: str, given: str | None) -> tuple[str, ...]:
+def read_classnames(root: str, given: str | None, *, option: str = "--classnames") -> tuple[str, ...]:
     """Names in the order of their labels: from `given`, or found in the shards' folder or the one above it."""
-    text, uri = (_read(given, "--classnames"), given) if given else _beside(root, CLASSNAMES_FILE)
+    text, uri = (_read(given, option), given) if given else _beside(root, CLASSNAMES_FILE)
     if text is None:
         raise ConfigError(f"no {CLASSNAMES_FILE} in {root} or the folder above it: pass --classnames FILE")
     names = [line.strip() for line in text.rstrip().split("\n")]

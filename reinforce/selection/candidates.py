@@ -1,0 +1,115 @@
+"""The kept samples of a dataset while they are chosen from: who is still in, and why the others are not.
+
+Keys lie in Arrow, a byte or so more than their text; everything else is a few numbers a sample.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
+
+from reinforce.selection.criteria import Reason
+from reinforce.shards.dataset import Dataset
+
+_REASONS = tuple(Reason)
+
+
+@dataclass
+class Candidates:
+    """Every kept sample of a dataset, shards by stem, each in source order; a sample's number is its place here."""
+
+    stems: list[str]
+    keys: list[pa.StringArray]
+    """By shard."""
+    starts: Int64[np.ndarray, " shards_plus_1"]
+    """The number of each shard's first sample, and at the end the number of samples."""
+    verdicts: UInt8[np.ndarray, " samples"]
+    """0: still in; else 1 + the place of the reason."""
+    scores: Float32[np.ndarray, " samples"] | None = None
+    """Image-text scores of those that were in when scores were asked; NaN where there is none."""
+    labels: Int32[np.ndarray, " samples"] | None = None
+    """Classes of those that were in when labels were asked; -1 where there is none."""
+    label_names: tuple[str, ...] = ()
+    confidences: Float32[np.ndarray, " samples"] | None = None
+    stand_ins: Int64[np.ndarray, " samples"] | None = None
+    """For a duplicate the number of the sample that stays in its place; for any other sample its own."""
+    stand_in_cosines: Float32[np.ndarray, " samples"] | None = None
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Candidates":
+        """Reads the keys of every spine."""
+        keys = []
+        for stem in dataset.stems:
+            with dataset.open_spine(stem) as file:
+                table = file.read(["key", "drop_reason"])
+            kept = table.column("key").filter(pc.is_null(table.column("drop_reason")))
+            keys.append(kept.combine_chunks())
+        starts = np.cumsum([0, *map(len, keys)], dtype=np.int64)
+        return cls(dataset.stems, keys, starts, np.zeros(starts[-1], np.uint8))
+
+    def __len__(self) -> int:
+        return len(self.verdicts)
+
+    @property
+    def is_in(self) -> Bool[np.ndarray, " samples"]:
+        return np.asarray(self.verdicts == 0)
+
+    @property
+    def num_in(self) -> int:
+        return len(self) - int(np.count_nonzero(self.verdicts))
+
+    def rows(self, shard: int) -> slice:
+        """The numbers of a shard's samples."""
+        return slice(int(self.starts[shard]), int(self.starts[shard + 1]))
+
+    def shards_in(self) -> list[int]:
+        """The shards with a sample that is still in."""
+        is_in = self.is_in
+        return [shard for shard in range(len(self.stems)) if is_in[self.rows(shard)].any()]
+
+    def leave_out(self, reason: Reason, applies: Bool[np.ndarray, " samples"]) -> None:
+        """Leaves out, for this reason, the samples that it applies to and that are still in."""
+        self.verdicts[self.is_in & applies] = 1 + _REASONS.index(reason)
+
+    def put_back(self, numbers: Int64[np.ndarray, " some"]) -> None:
+        self.verdicts[numbers] = 0
+
+    def left_out(self, reason: Reason) -> Int64[np.ndarray, " some"]:
+        """The numbers of the samples left out for this reason."""
+        return np.flatnonzero(self.verdicts == 1 + _REASONS.index(reason))
+
+    def name(self, number: int) -> tuple[str, str]:
+        """The stem and the key of a sample."""
+        shard = int(np.searchsorted(self.starts, number, side="right")) - 1
+        return self.stems[shard], self.keys[shard][number - int(self.starts[shard])].as_py()
+
+    def table(self) -> pa.Table:
+        """The samples that are in, as rows of a selection file."""
+        is_in = self.is_in
+        parts = []
+        for shard in self.shards_in():
+            rows = self.rows(shard)
+            chosen = is_in[rows]
+            num_chosen = int(np.count_nonzero(chosen))
+            columns = {
+                "stem": pa.repeat(pa.scalar(self.stems[shard], pa.string()), num_chosen),
+                "key": self.keys[shard].filter(pa.array(chosen)),
+                "weight": pa.nulls(num_chosen, pa.float32()),
+                "label": self._labels(rows, chosen),
+                "score": self._scores(rows, chosen),
+            }
+            parts.append(pa.table(columns))
+        return pa.concat_tables(parts)
+
+    def _labels(self, rows: slice, chosen: Bool[np.ndarray, " rows"]) -> pa.StringArray:
+        if self.labels is None:
+            return pa.nulls(int(np.count_nonzero(chosen)), pa.string())
+        labels = self.labels[rows][chosen]
+        return pa.array(self.label_names, pa.string()).take(pa.array(labels, mask=labels < 0))
+
+    def _scores(self, rows: slice, chosen: Bool[np.ndarray, " rows"]) -> pa.FloatArray:
+        if self.scores is None:
+            return pa.nulls(int(np.count_nonzero(chosen)), pa.float32())
+        return pa.array(self.scores[rows][chosen], from_pandas=True)  # NaN is null

@@ -1,0 +1,99 @@
+"""What is asked of a sample, as a person asks it: frozen, checked at once, and in one order however it was given.
+
+The order is that of `Reason`: set operations, split, scores, confidence, duplicates. Each criterion looks at what those
+before it left.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from reinforce.config import ConfigError
+
+ScoreSource = Literal["original", "synthetic", "best"]
+SCORE_SOURCES: tuple[ScoreSource, ...] = ("original", "synthetic", "best")
+
+
+class Reason(StrEnum):
+    """Why a kept sample of the dataset is not in the selection, in the order in which it is asked."""
+
+    NOT_WITHIN = "not_within"
+    IN_WITHOUT = "in_without"
+    OUTSIDE_SPLIT = "outside_split"
+    MISSING_SIGNAL = "missing_signal"
+    NO_SCORE = "no_score"
+    BELOW_MIN_SCORE = "below_min_score"
+    NOT_IN_TOP = "not_in_top"
+    NO_CONFIDENCE = "no_confidence"
+    NOT_CONFIDENT = "not_confident"
+    DUPLICATE = "duplicate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criteria:
+    """The options of `reinforce select`; all that are given must be met. Raises `ConfigError` for what cannot be."""
+
+    within: tuple[str, ...] = ()
+    """Selections that a sample must be in, all of them."""
+    without: tuple[str, ...] = ()
+    """Selections that it must not be in, none of them."""
+    union: tuple[str, ...] = ()
+    """Selections whose samples are added at the end, whatever else is asked."""
+    split: tuple[float, float] | None = None
+    """Bounds of the part of 0..1 in which the hash of a key must fall."""
+    seed: int = 0
+    """Another seed gives another split."""
+    score: ScoreSource | None = None
+    """Which captions an image is scored against; None: the original ones, if a score is needed."""
+    min_score: float | None = None
+    keep_top: float | None = None
+    """The share with the highest scores that is kept."""
+    teachers: tuple[str, ...] = ()
+    """Whose embeddings: scores are the mean over them, all else goes by the first. None named: all, by name."""
+    keep_confident: float | None = None
+    """The share with the most confident labels that is kept."""
+    dedup: float | None = None
+    """Cosine of clean views from which on two images are near-duplicates."""
+    missing: Literal["error", "skip"] = "error"
+    """What becomes of a shard without a signal that is needed."""
+
+    def __post_init__(self) -> None:
+        if self.split is not None and not 0 <= self.split[0] < self.split[1] <= 1:
+            low, high = self.split
+            raise ConfigError(f"--split {low:g}:{high:g}: LOW:HIGH must satisfy 0 <= LOW < HIGH <= 1, such as 0:0.9")
+        if self.seed and self.split is None:
+            raise ConfigError(f"--seed {self.seed}: goes with --split; nothing else is drawn")
+        if self.min_score is not None and not -1 <= self.min_score <= 1:
+            raise ConfigError(f"--min-score {self.min_score:g}: a cosine, from -1 to 1")
+        for option, share in (("--keep-top", self.keep_top), ("--keep-confident", self.keep_confident)):
+            if share is not None and not 0 < share < 1:
+                raise ConfigError(f"{option} {share:g}: a share above 0 and below 1, such as 0.3")
+        if self.dedup is not None and not 0 < self.dedup < 1:
+            raise ConfigError(f"--dedup {self.dedup:g}: a cosine above 0 and below 1, such as 0.97")
+        twice = sorted({name for name in self.teachers if self.teachers.count(name) > 1})
+        if twice:
+            raise ConfigError(f"--teacher {twice[0]}: given twice")
+
+    @property
+    def score_source(self) -> ScoreSource | None:
+        """Which captions scores are against; None if no score is needed."""
+        if self.score is None and (self.min_score is not None or self.keep_top is not None):
+            return "original"
+        return self.score
+
+
+def parse_split(text: str) -> tuple[float, float]:
+    """`LOW:HIGH` as numbers; `Criteria` checks their bounds."""
+    low, colon, high = text.partition(":")
+    try:
+        if colon:
+            return float(low), float(high)
+    except ValueError:
+        pass
+    raise ConfigError(f"--split {text}: give LOW:HIGH, such as 0:0.9")
+
+
+def num_of_share(share: float, num_samples: int) -> int:
+    """How many samples a share of them is, at least one."""
+    return max(1, math.floor(share * num_samples + 0.5))
