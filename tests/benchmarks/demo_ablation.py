@@ -19,13 +19,18 @@ WEAK_VIEWS = ["build.views.scale=[0.9, 1.0]", "build.views.num_ops=0"]
 STEPS = 300
 
 
-def build(folder: Path) -> None:
+def write_demo_scenes(folder: Path) -> None:
+    """3,000 scenes as the web has them and 1,000 to test with, if they are not there."""
     for name, num_images, seed in (("scenes", 3000, 0), ("test", 1000, 1)):
         if not (folder / name).exists():
             partial = folder / f"{name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             write_scenes(partial, num_images=num_images, seed=seed, clean=name == "test")
             partial.rename(folder / name)
+
+
+def build(folder: Path) -> None:
+    write_demo_scenes(folder)
     for name, fields in (("weak", WEAK_VIEWS), ("strong", [])):
         command = ["build", "--shards", str(folder / "scenes"), "--recipe", "demo", "--output", str(folder / name)]
         reinforce(command + [part for field in fields for part in ("--set", field)])

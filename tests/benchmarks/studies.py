@@ -27,6 +27,7 @@ class Job:
     name: str
     dataset: Path
     settings: dict[str, Any]
+    select: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Study:
         fields = {"seed": seed, "data.workers": 0, "evaluation": self.evaluation} | job.settings
         command = ["train-student", "--dataset", str(job.dataset), "--recipe", self.recipe, "--resume"]
         command += ["--output", str(self._output(job, seed))]
+        command += [] if job.select is None else ["--select", str(job.select)]
         for field, value in fields.items():
             command += ["--set", f"student.{field}={json.dumps(value)}"]
         reinforce(command)
