@@ -18,6 +18,7 @@ BENCHMARKS = (
     "captions",
     "student_reader",
     "training_epoch",
+    "selection",
     "forecast",
     "inspection",
     "ray_s3",
