@@ -1,10 +1,10 @@
-"""Near-duplicate groups and nearest neighbours against brute force, across blocks and around rows of NaN."""
+"""Groups, stand-ins and nearest neighbours against brute force, across blocks and around rows of NaN."""
 
 import numpy as np
 import pytest
 
 from reinforce import neighbours
-from reinforce.neighbours import near_duplicate_groups, nearest_neighbours
+from reinforce.neighbours import near_duplicate_groups, nearest_neighbours, stand_ins
 
 
 def unit(rows: int, dim: int = 8, seed: int = 0) -> np.ndarray:
@@ -40,6 +40,33 @@ def test_rows_that_do_not_exist_are_alone() -> None:
     rows[2] = rows[3] = np.nan
     assert near_duplicate_groups(rows, 0.99).tolist() == [0, 0, 2, 3]
     assert near_duplicate_groups(rows[:0], 0.9).tolist() == []
+
+
+def test_stand_ins_are_those_of_one_row_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_BLOCK_ROWS", 7)
+    rows = unit(80, 3)
+    rows[[4, 50]] = np.nan
+    order = np.random.default_rng(1).permutation(80)
+    staying: list[int] = []
+    expected = np.arange(80)
+    for row in order.tolist():
+        close = [other for other in staying if rows[row] @ rows[other] >= 0.95]
+        if close:
+            expected[row] = close[0]
+        else:
+            staying.append(row)
+    found = stand_ins(rows, 0.95, order)
+    assert found.tolist() == expected.tolist()
+    assert 10 < len(staying) < 70
+    assert stand_ins(rows[:0], 0.95, order[:0]).tolist() == []
+
+
+def test_the_ends_of_a_chain_both_stay() -> None:
+    angles = np.array([0.1, 0.0, 0.2])
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    close = float(np.cos(0.11))
+    assert stand_ins(rows, close, np.array([1, 0, 2])).tolist() == [1, 1, 2]
+    assert stand_ins(rows, close, np.array([0, 1, 2])).tolist() == [0, 0, 0]
 
 
 def test_nearest_neighbours_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,11 +124,11 @@ def _left_out(candidates: Candidates, criteria: Criteria) -> Iterator[LeftOut]:
         Reason.OUTSIDE_SPLIT: f"outside --split {low:g}:{high:g}",
         Reason.MISSING_SIGNAL: "in unfinished shards",
         Reason.NO_SCORE: "without a score",
-        Reason.BELOW_MIN_SCORE: f"score below {criteria.min_score}",
-        Reason.NOT_IN_TOP: f"score not in the top {criteria.keep_top}",
+        Reason.BELOW_MIN_SCORE: f"score below {criteria.min_score or 0:g}",
+        Reason.NOT_IN_TOP: f"score not in the top {criteria.keep_top or 0:g}",
         Reason.NO_CONFIDENCE: "without a label",
-        Reason.NOT_CONFIDENT: f"label not among the surest {criteria.keep_confident}",
-        Reason.DUPLICATE: f"near-duplicate, cosine {criteria.dedup}",
+        Reason.NOT_CONFIDENT: f"label not among the surest {criteria.keep_confident or 0:g}",
+        Reason.DUPLICATE: f"near-duplicate, cosine {criteria.dedup or 0:g}",
     }
     by_score, by_confidence = candidates.scores, candidates.confidences
     values = {

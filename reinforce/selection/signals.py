@@ -35,11 +35,12 @@ class SignalRows:
     def read(self, shard: int, signal: Signal, column: str) -> Rows:
         """One column of one shard; raises `FormatError` if its rows are not the spine's kept ones."""
         stem, keys = self._candidates.stems[shard], self._candidates.keys[shard]
-        expected = self._dataset.signals[signal]["fingerprint"]
+        expected = {"stem": stem, "fingerprint": self._dataset.signals[signal]["fingerprint"]}
         with self._dataset.open(signal, stem) as file:
-            found = file.footer.get("fingerprint"), file.footer.get("stem")
-            if found != (expected, stem):
-                raise FormatError(f"{file.path}: its fingerprint or stem is another file's")
+            for name, value in expected.items():
+                if file.footer.get(name) != value:
+                    found = file.footer.get(name)
+                    raise FormatError(f"{file.path}: its {name} is {found}, not {value}: another file's")
             table = file.read(["key", column])
         if not table.column("key").combine_chunks().equals(keys):
             check_keys(keys.to_pylist(), table.column("key").to_pylist(), signal.file(stem))
