@@ -167,10 +167,19 @@ HEAVY = {"torch", "ray", "transformers", "open_clip", "pyarrow", "numpy", "PIL",
         ("import reinforce.views.draw", HEAVY - {"numpy"}),
         ("import reinforce.shards.dataset", {"torch", "ray", "transformers", "open_clip", "obstore"}),
         ("import reinforce.runners", {"ray", "open_clip", "boto3"}),
+        ("import reinforce.selection", {"torch", "ray", "transformers", "open_clip", "obstore"}),
     ],
 )
 def test_heavy_libraries_load_only_where_they_are_used(statement: str, heavy: set[str]) -> None:
     assert modules_after(statement) & heavy == set()
+
+
+def test_selecting_loads_no_torch(tmp_path: Path) -> None:
+    golden = str(PACKAGE.parent / "tests" / "golden" / "dataset")
+    arguments = ["select", golden, "--output", str(tmp_path / "s"), "--min-score", "-1", "--dedup", "0.99"]
+    loaded = modules_after(f"from reinforce.cli import app\napp({arguments}, standalone_mode=False)")
+    assert "reinforce.selection.duplicates" in loaded
+    assert loaded & {"torch", "ray", "transformers", "open_clip", "reinforce.teachers"} == set()
 
 
 def test_a_heavy_import_is_noticed() -> None:
