@@ -26,6 +26,7 @@ from reinforce import config
 from reinforce.cli import app
 from reinforce.config import builtin_recipes, load_recipe, parse_recipe
 from reinforce.sample import DropReason, NullReason
+from reinforce.selection.criteria import Reason
 from reinforce.shards.schema import FOOTER_KEY
 from reinforce.student.batch import ORIGINAL, SYNTHETIC, Batch
 from tests.conftest import REPOSITORY
@@ -228,6 +229,11 @@ def test_the_students_page_names_all_that_is_counted_and_recorded() -> None:
 def test_the_format_enumerates_reasons(reasons: type[StrEnum]) -> None:
     text = (DOCS / "format.md").read_text()
     assert [reason for reason in reasons if f"\n| `{reason}` |" not in text] == []
+
+
+def test_the_selecting_page_names_every_reason() -> None:
+    text = (DOCS / "selecting.md").read_text()
+    assert [reason for reason in Reason if f"| `{reason}` |" not in text] == []
 
 
 def test_the_format_describes_footers_and_documents() -> None:
