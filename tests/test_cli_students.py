@@ -69,7 +69,7 @@ def test_train_evaluate_select_and_export(workspace: Path, tmp_path: Path) -> No
     exported = reinforce_command(workspace, "export", "run/student", "--output", str(tmp_path / "s.onnx"))
     assert "cosine to PyTorch: 1.0000" in exported.stdout, exported.stderr
     selected = reinforce_command(workspace, "select", "reinforced", "--output", str(tmp_path / "s"), "--split", "0:0.5")
-    assert int(selected.stdout.split()[-2]) in range(4, 20)
+    assert int(selected.stdout.split()[2]) in range(4, 20)
     narrowed = train(workspace, "--select", str(tmp_path / "s"), "--output", str(tmp_path / "run"))
     assert narrowed.exit_code == 0, narrowed.stderr
 

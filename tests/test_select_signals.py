@@ -15,7 +15,9 @@ from reinforce.config import ConfigError
 from reinforce.selection import ClassBank, Criteria, Outcome, read_selection, select_samples
 from reinforce.selection.outcome import describe, printable
 from reinforce.shards.reader import FormatError
+from reinforce.storage import open_store
 from tests.fakes import fake_plan, run
+from tests.s3_server import S3Server, use_test_credentials
 from tests.tars import image_bytes, write_tar
 
 NUM_SAMPLES = 20
@@ -237,3 +239,20 @@ def test_what_a_person_sees(dataset: Path, tmp_path: Path) -> None:
     assert figures == json.loads(json.dumps(outcome.to_json()))
     assert describe(outcome) + "\n" == shown.stdout
     assert printable("a\x1b[31m木\n") == "a\\x1b[31m木\\n"
+
+
+def test_in_a_bucket_it_is_the_same_file(
+    dataset: Path, tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_test_credentials(monkeypatch, server.endpoint)
+    bucket = server.make_bucket("selections")
+    select(dataset, tmp_path / "half", split=(0, 0.5))
+    for path in dataset.rglob("*.*"):
+        server.client().upload_file(str(path), bucket, f"out/{path.relative_to(dataset)}")
+    server.client().upload_file(str(tmp_path / "half"), bucket, "half.parquet")
+    uri = f"s3://{bucket}"
+    criteria = Criteria(within=(f"{uri}/half.parquet",), score="best", dedup=0.999999)
+    select_samples(open_dataset(f"{uri}/out"), f"{uri}/s.parquet", criteria)
+    select(dataset, tmp_path / "s", within=(str(tmp_path / "half"),), score="best", dedup=0.999999)
+    assert open_store(uri).read("s.parquet") == (tmp_path / "s").read_bytes()
+    assert len(read_selection(f"{uri}/s.parquet")) == len(rows_of(tmp_path / "s"))

@@ -1,7 +1,7 @@
 """`reinforce select`: of the kept samples of a dataset those that meet the criteria, and why the others do not.
 
-Reads the keys of every spine, and of the signals only the columns that a criterion looks at. Memory: the keys, about
-30 bytes a sample, and the columns of one shard.
+Reads the keys of every spine, and of the signals only the columns that a criterion looks at. Memory: the
+keys, some tens of bytes a sample, and the columns of one shard.
 """
 
 from dataclasses import asdict
