@@ -97,8 +97,9 @@ def main() -> None:
         study = Study(folder, "demo", {"shards": [str(folder / "test")], "every_steps": STEPS})
         print("| trained on | loss | zero-shot top-1 on 1,000 test scenes, three seeds |\n|---|---|---|")
         for loss in LOSSES:
-            for row, job in jobs(folder, loss).items():
-                study.train([job])
+            rows = jobs(folder, loss)
+            study.train(rows.values())
+            for row, job in rows.items():
                 print(f"| {row} | {loss} | {show(study.final(job))} |", flush=True)
 
 
