@@ -30,6 +30,9 @@ class DropReason(StrEnum):
     TOO_MANY_PIXELS = "too_many_pixels"
     DUPLICATE_KEY = "duplicate_key"
     NOT_SELECTED = "not_selected"
+    MISSING_SIGNALS = "missing_signals"
+    BAD_SIGNALS = "bad_signals"
+    VIEWS_DO_NOT_FIT = "views_do_not_fit"
 
 
 class NullReason(StrEnum):
@@ -38,6 +41,8 @@ class NullReason(StrEnum):
     NO_CAPTION = "no_caption"
     NON_FINITE = "non_finite"
     CAPTIONER_FAILED = "captioner_failed"
+    NO_VIEW = "no_view"
+    NOT_UNIT = "not_unit"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from reinforce.config import BuildConfig
+from pydantic import BaseModel
+
 from reinforce.progress import Progress, RunLog, hardware
 from reinforce.runners.failures import AlikeFailures, Failure, record_failure
 from reinforce.runners.summary import BuildSummary
@@ -30,7 +31,7 @@ class Ledger:
         self._failed_before = failed_before
 
     @contextmanager
-    def open(self, config: BuildConfig, **fields: Any) -> Iterator[None]:
+    def open(self, config: BaseModel, **fields: Any) -> Iterator[None]:
         """Opens and closes the run's log, whatever ends the run."""
         recipe = config.model_dump(mode="json")
         self.log.event("start", num_shards=self._num_shards, recipe=recipe, **hardware(), **fields)

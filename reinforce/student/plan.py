@@ -13,7 +13,7 @@ from typing import Any
 from reinforce.config import ConfigError, DataConfig, SourceConfig, ViewPolicy
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.dataset import Dataset, open_dataset
-from reinforce.shards.schema import Signal
+from reinforce.shards.schema import Signal, view_column
 from reinforce.storage import StorageError, find_shards, open_store
 from reinforce.student.batch import ORIGINAL, SYNTHETIC
 
@@ -33,7 +33,8 @@ class ReadPlan:
     seed: int
     data: DataConfig
     source: SourceConfig
-    policy: ViewPolicy
+    policy: ViewPolicy | None
+    """None: the dataset stores its views."""
     teachers: dict[str, dict[str, Any]]
     """Name -> the teacher's description in `signal.json`."""
     num_views: int
@@ -94,7 +95,8 @@ def plan_reading(
     signals = [Signal("image", name) for name in teachers]
     signals += [Signal("captions", name) for name in num_captions if name != ORIGINAL]
     signals += [Signal("text", teacher, source) for teacher in teachers for source in num_captions]
-    num_views = _num_views(data, images, teachers)
+    is_explicit = dataset.document.get("views") == "explicit"
+    num_views = _num_views(data, images, teachers, is_explicit)
     if data.views_per_decode > max(1, num_views):
         raise ConfigError(
             f"student.data.views_per_decode: {data.views_per_decode} wanted, there are {num_views} views; lower it"
@@ -112,7 +114,7 @@ def plan_reading(
         seed=seed,
         data=data,
         source=SourceConfig.model_validate(dataset.document["spine"]["source"]),
-        policy=ViewPolicy.model_validate(dataset.document["view_policy"]),
+        policy=None if is_explicit else ViewPolicy.model_validate(dataset.document["view_policy"]),
         teachers={name: document["model"] for name, document in teachers.items()},
         num_views=num_views,
         num_captions=num_captions,
@@ -154,14 +156,17 @@ def _caption_sources(dataset: Dataset, data: DataConfig, teachers: tuple[str, ..
     return sources
 
 
-def _num_views(data: DataConfig, images: dict[str, Any], teachers: dict[str, Any]) -> int:
-    """K of the run: no more than every teacher in use has seen."""
-    stored = min((len(document["columns"]) - 1 for document in (teachers or images).values()), default=None)
+def _num_views(data: DataConfig, images: dict[str, Any], teachers: dict[str, Any], is_explicit: bool) -> int:
+    """K of the run: no more than every teacher in use has seen, and where views are stored, no more than there are."""
+    found: list[list[str]] = [document["columns"] for document in (teachers or images).values()]
+    stored = min((sum(column != view_column(0) for column in columns) for columns in found), default=None)
+    if teachers and data.views == 0 and not all(view_column(0) in columns for columns in found):
+        raise ConfigError("student.data.views: 0 is the clean view, which the dataset's teachers have not seen")
     if data.views is None:
         if stored is None:
             raise ConfigError("student.data.views: the dataset has no image embeddings; say how many views to draw")
         return stored
-    if teachers and stored is not None and data.views > stored:
+    if (teachers or is_explicit) and stored is not None and data.views > stored:
         raise ConfigError(f"student.data.views: {data.views} wanted, the dataset's teachers have seen {stored}")
     return data.views
 

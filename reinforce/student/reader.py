@@ -25,7 +25,8 @@ from reinforce.student.batch import Batch, Position
 from reinforce.student.choices import visits
 from reinforce.student.groups import Opener, ReadError
 from reinforce.student.plan import ReadPlan
-from reinforce.student.shard import ImageMismatchError, VisitedShard, shuffled_rows
+from reinforce.student.replay import ImageMismatchError
+from reinforce.student.shard import VisitedShard, shuffled_rows
 from reinforce.student.stopwatch import Stopwatch
 
 _MOST_IDLE_VISITS = 64

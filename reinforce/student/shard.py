@@ -9,12 +9,14 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int64
 
+from reinforce.config import ViewPolicy
 from reinforce.decode import decode
 from reinforce.sample import Drop, Pixels
 from reinforce.shards.dataset import Dataset
@@ -22,15 +24,11 @@ from reinforce.shards.source import Member, SourceShard
 from reinforce.student.choices import Visit, permutation
 from reinforce.student.plan import ReadPlan
 from reinforce.student.readings import Reading, SignalReader, take_readings
+from reinforce.student.replay import DrawnViews, ImageMismatchError, Views, read_explicit_views
 from reinforce.student.stopwatch import Stopwatch
-from reinforce.views.draw import draw
-from reinforce.views.render import matches, render
+from reinforce.views.render import render
 
 _SPINE_COLUMNS = ["key", "captions", "image_width", "image_height", "image_sha256", "view_seed", "drop_reason"]
-
-
-class ImageMismatchError(ValueError):
-    """An image that is not the one its sample's signals were made from."""
 
 
 @dataclass
@@ -43,7 +41,9 @@ class VisitedShard:
     usable: Int64[np.ndarray, " usable"]
     counts: Counter[str]
     """Samples (rows times readings) that are not usable, by reason."""
-    spine: dict[str, list[Any]]
+    image_sha256s: list[bytes | None]
+    """None where it is not known."""
+    views: Views
     plan: ReadPlan
     tar: Path
     members: dict[str, Member] = field(default_factory=dict)
@@ -54,21 +54,19 @@ class VisitedShard:
         clock.start()
         key = self.keys[row]
         data = self._read(key)
-        if self.plan.data.verify_images and hashlib.sha256(data).digest() != self.spine["image_sha256"][row]:
+        expected = self.image_sha256s[row] if self.plan.data.verify_images else None
+        if expected is not None and hashlib.sha256(data).digest() != expected:
             raise ImageMismatchError(f"sample {key}: its image is not the one the signals were made from (sha256)")
         clock.lap("read")
         image = decode(data, self.plan.source.max_pixels)
         clock.lap("decode")
         if isinstance(image, Drop):
             return image
-        width, height = self.spine["image_width"][row], self.spine["image_height"][row]
-        seed = self.spine["view_seed"][row]
-        views = [draw(self.plan.policy, seed, reading.view, width, height) for reading in self.readings]
-        if any(view.box is not None and not matches(view.box, image.shape[1], image.shape[0]) for view in views):
-            found = f"{image.shape[1]} x {image.shape[0]}"
-            raise ImageMismatchError(
-                f"sample {key}: an image of {found} pixels, its views were drawn for {width} x {height}"
-            )
+        image_size = (image.shape[1], image.shape[0])
+        try:
+            views = [self.views.view(row, reading.view, image_size) for reading in self.readings]
+        except ImageMismatchError as error:
+            raise ImageMismatchError(f"sample {key}: {error}") from None
         pixels = [render(image, view, size) for view in views]
         clock.lap("render")
         return pixels
@@ -98,13 +96,25 @@ def open_shard(plan: ReadPlan, dataset: Dataset, visit: Visit, tar: Path) -> Vis
     spine = spine.filter(pc.is_null(spine.column("drop_reason")))
     reader = SignalReader(plan, dataset, visit.stem, source_sha256, spine.column("key").combine_chunks())
     readings = take_readings(plan, visit, spine, reader)
-    usable, counts = _usable(plan, visit.stem, reader.keys, readings)
+    if plan.policy is None:
+        indices = sorted({reading.view for reading in readings})
+        views: Views = read_explicit_views(dataset, visit.stem, reader.keys, source_sha256, indices)
+    else:
+        views = _drawn_views(plan.policy, spine)
+    usable, counts = usable_rows(plan, visit.stem, reader.keys, readings, views)
     members = SourceShard(tar, plan.source).images()
-    return VisitedShard(visit, reader.keys, readings, usable, counts, spine.to_pydict(), plan, tar, members)
+    sha256s = spine.column("image_sha256").to_pylist()
+    return VisitedShard(visit, reader.keys, readings, usable, counts, sha256s, views, plan, tar, members)
 
 
-def _usable(
-    plan: ReadPlan, stem: str, keys: list[str], readings: list[Reading]
+def _drawn_views(policy: ViewPolicy, spine: pa.Table) -> DrawnViews:
+    widths, heights = spine.column("image_width").to_pylist(), spine.column("image_height").to_pylist()
+    sizes = list(zip(widths, heights, strict=True))
+    return DrawnViews(policy, spine.column("view_seed").to_pylist(), sizes)
+
+
+def usable_rows(
+    plan: ReadPlan, stem: str, keys: list[str], readings: list[Reading], views: Views
 ) -> tuple[Int64[np.ndarray, " usable"], Counter[str]]:
     """The rows to use; the others counted by the first reason that applies."""
     reasons: list[tuple[str, Bool[np.ndarray, " rows"]]] = []
@@ -115,6 +125,7 @@ def _usable(
         for role, of_role in reading.captions.items():
             reasons.append((f"no_{role}_caption", np.array([caption is None for caption in of_role], bool)))
     for reading in readings:
+        reasons.append(("no_view", np.array([views.lacks(row, reading.view) for row in range(len(keys))], bool)))
         texts = [rows for of_role in reading.teacher_texts.values() for rows in of_role.values()]
         for rows in (*reading.teacher_images.values(), *texts):
             reasons.append(("null_embedding", np.isnan(rows[:, 0])))

@@ -1,0 +1,58 @@
+"""`reinforce import-datacompdr` and `pack`: datasets in and out of the published layout of DataCompDR."""
+
+from collections.abc import Sequence
+from typing import Annotated, TypeVar
+
+import typer
+
+from reinforce.cli.errors import one_line_errors
+from reinforce.config.base import ConfigError
+
+Number = TypeVar("Number", int, float)
+
+
+def import_datacompdr(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="Tars of the published layout, or of reinforce pack.")],
+    output: Annotated[str, typer.Option(help="Where the dataset goes, or is already: a folder or a URI.")],
+    dims: Annotated[
+        str | None, typer.Option(help="NAME=WIDTH,...: the teachers in the order of the columns. Not for packed tars.")
+    ] = None,
+    logit_scale: Annotated[
+        list[str], typer.Option(help="NAME=SCALE to match a teacher at; default 100. One teacher each.")
+    ] = [],  # noqa: B006
+    captioner: Annotated[str, typer.Option(help="The name that the synthetic captions get.")] = "datacompdr",
+) -> None:
+    """Turn DataCompDR tars into a dataset of this format, to train from and to inspect. Run again to resume."""
+    with one_line_errors():
+        from reinforce import runners
+        from reinforce.exchange import datacompdr
+
+        summary = datacompdr.import_datacompdr(
+            uri,
+            output,
+            dims=_pairs("--dims", dims.split(",") if dims else [], int),
+            logit_scales=_pairs("--logit-scale", logit_scale, float),
+            captioner=captioner,
+        )
+        print(runners.describe(summary))
+        if summary.failed or summary.stopped:
+            raise typer.Exit(1)
+
+
+def _pairs(option: str, given: Sequence[str], number: type[Number]) -> dict[str, Number]:
+    """NAME=NUMBER, several; raises `ConfigError`."""
+    pairs: dict[str, Number] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        try:
+            parsed = number(value)
+        except ValueError:
+            parsed = number(0)
+        if not equals or not name or not parsed > 0:
+            raise ConfigError(
+                f"{option} {text}: give NAME={'WIDTH' if number is int else 'SCALE'}, such as teacher_a=768"
+            )
+        if name in pairs:
+            raise ConfigError(f"{option}: {name} is named twice")
+        pairs[name] = parsed
+    return pairs

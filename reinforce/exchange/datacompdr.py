@@ -1,0 +1,85 @@
+"""`reinforce import-datacompdr`: tars of the published layout become a dataset of format 1, shard by shard."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from rich.console import Console
+
+from reinforce.config.base import CaptionerName, ConfigError, Name, Strict
+from reinforce.exchange.outline import ImportOutline
+from reinforce.exchange.peek import peek
+from reinforce.exchange.shard_import import import_shard
+from reinforce.exchange.shards_run import fetch, run_shards
+from reinforce.runners.summary import BuildSummary
+from reinforce.shard_report import ShardReport
+from reinforce.shards.dataset import DATASET_FILE, read_document
+from reinforce.shards.source import ShardError
+from reinforce.storage import ShardRef, StorageError, Store, find_shards, open_spool, open_store
+
+
+class ImportOptions(Strict):
+    """What the user says of published tars, which do not say it themselves."""
+
+    dims: dict[Name, int] = Field(default_factory=dict)
+    """Teacher -> width of its embeddings, in the order of the columns. Tars of `reinforce pack` need none."""
+    logit_scales: dict[Name, float] = Field(default_factory=dict)
+    captioner: CaptionerName
+    """The name that the synthetic captions get."""
+
+
+def import_datacompdr(
+    uri: str,
+    output: str,
+    *,
+    dims: Mapping[str, int],
+    logit_scales: Mapping[str, float],
+    captioner: str = "datacompdr",
+    console: Console | None = None,
+) -> BuildSummary:
+    """Imports the tars that `uri` means, or goes on importing; the command as a function.
+
+    Raises `ConfigError` if `dims` are not those of the data, `DatasetMismatchError` if the output was made otherwise.
+    A shard that fails is listed in the summary and in `failures/`, and the others go on.
+    """
+    try:
+        options = ImportOptions(dims=dict(dims), logit_scales=dict(logit_scales), captioner=captioner)
+    except ValidationError as error:
+        raise ConfigError(f"--dims, --captioner: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    store = open_store(output, create=True)
+    recorded = read_document(store, DATASET_FILE)
+    source_root, refs = find_shards([uri], recorded["source_root"].partition("?")[0] if recorded else None)
+    store.sweep_temporaries()
+    with open_spool() as spool:
+        outline = _outline(refs, options, spool)
+        outline.record(store, source_root)
+        existing = {info.path for info in store.list()}
+        missing = [ref for ref in refs if not existing.issuperset(outline.files(ref.stem))]
+
+        def work(ref: ShardRef) -> ShardReport:
+            return _import(ref, outline, store, spool)
+
+        return run_shards(
+            missing,
+            work,
+            store,
+            console or Console(stderr=True),
+            options=options,
+            existing=existing,
+            num_before=len(refs) - len(missing),
+        )
+
+
+def _outline(refs: list[ShardRef], options: ImportOptions, spool: Path) -> ImportOutline:
+    """The outline by the first tar that holds a usable sample."""
+    reasons: list[str] = []
+    for ref in refs:
+        try:
+            return peek(fetch(ref, spool), options.dims, options.logit_scales, options.captioner)
+        except (ShardError, FileNotFoundError) as error:
+            reasons.append(f"{ref.stem} {error}")
+    raise StorageError(f"no usable shard: {reasons[0]}")
+
+
+def _import(ref: ShardRef, outline: ImportOutline, output: Store, spool: Path) -> ShardReport:
+    return import_shard(fetch(ref, spool), ref.stem, outline, output, spool)
