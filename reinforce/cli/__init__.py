@@ -11,7 +11,7 @@ import typer
 from reinforce.cli.build import build
 from reinforce.cli.demo import demo
 from reinforce.cli.errors import terminate_as_interrupt
-from reinforce.cli.exchange import import_datacompdr
+from reinforce.cli.exchange import import_datacompdr, pack
 from reinforce.cli.inspect import inspect
 from reinforce.cli.select import select
 from reinforce.cli.students import evaluate, export, train_student
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (build, train_student, evaluate, inspect, select, import_datacompdr, export, demo):
+for _command in (build, train_student, evaluate, inspect, select, pack, import_datacompdr, export, demo):
     app.command(_command.__name__.replace("_", "-"))(_command)
 
 

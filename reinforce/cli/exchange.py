@@ -39,6 +39,31 @@ def import_datacompdr(
             raise typer.Exit(1)
 
 
+def pack(
+    dataset: Annotated[str, typer.Argument(metavar="URI", help="A reinforced dataset.")],
+    output: Annotated[str, typer.Option(help="Where the tars go: a folder or a URI.")],
+    shortest_side: Annotated[
+        int | None, typer.Option(min=16, help="Shrink larger images to this shorter side, in pixels.")
+    ] = None,
+    embeddings: Annotated[str, typer.Option(help="npz (float32) or pth.gz (bfloat16).")] = "npz",
+    shards: Annotated[list[str], typer.Option(help="Only these source shards.")] = [],  # noqa: B006
+    root: Annotated[str | None, typer.Option(help="The folder that shard names are relative to, if it moved.")] = None,
+) -> None:
+    """Pack a dataset with its images into WebDataset tars in the layout of DataCompDR. Run again to resume."""
+    with one_line_errors():
+        if embeddings not in ("npz", "pth.gz"):
+            raise ConfigError(f"--embeddings {embeddings}: must be npz or pth.gz")
+        from reinforce import runners
+        from reinforce.exchange.pack import PackOptions
+        from reinforce.exchange.pack import pack as pack_dataset
+
+        options = PackOptions(embeddings=embeddings, shortest_side=shortest_side)  # type: ignore[arg-type]
+        summary = pack_dataset(dataset, output, options=options, shards=shards, root=root)
+        print(runners.describe(summary))
+        if summary.failed or summary.stopped:
+            raise typer.Exit(1)
+
+
 def _pairs(option: str, given: Sequence[str], number: type[Number]) -> dict[str, Number]:
     """NAME=NUMBER, several; raises `ConfigError`."""
     pairs: dict[str, Number] = {}

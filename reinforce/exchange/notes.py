@@ -9,6 +9,7 @@ import json
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +28,23 @@ class Notes:
 
     document: Mapping[str, Any]
 
-    @property
+    @cached_property
     def dataset(self) -> dict[str, Any]:
         """What is kept of `dataset.json`."""
         found: dict[str, Any] = self.document["dataset"]
         return found
 
-    @property
+    @cached_property
     def signals(self) -> dict[Signal, dict[str, Any]]:
         """Every `signal.json`."""
         return {Signal.parse(folder): document for folder, document in self.document["signals"].items()}
 
-    @property
+    @cached_property
     def widths(self) -> dict[str, int]:
         """Teacher -> length of an embedding, in the order of the columns."""
         return {name: int(dim) for name, dim in self.document["teachers"]}
 
-    @property
+    @cached_property
     def captioners(self) -> dict[str, int]:
         """Captioner -> bound on its captions, in the order of `syn_text`."""
         documents = self.signals
@@ -52,21 +53,21 @@ class Notes:
             for name in self.document["captioners"]
         }
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         """The view columns that every teacher has."""
         found = [document["columns"] for signal, document in self.signals.items() if signal.kind == "image"]
         return [column for column in found[0] if all(column in columns for columns in found)]
 
-    @property
+    @cached_property
     def num_views(self) -> int:
         return sum(column != view_column(0) for column in self.columns)
 
-    @property
+    @cached_property
     def has_clean(self) -> bool:
         return view_column(0) in self.columns
 
-    @property
+    @cached_property
     def max_captions(self) -> int:
         return int(self.dataset["spine"]["source"]["max_captions"])
 

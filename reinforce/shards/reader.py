@@ -4,6 +4,8 @@ The mirror image of `writer.py`. Page checksums are verified on every read; a fi
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -93,11 +95,24 @@ class ShardFile:
         missing = set(columns or ()) - set(self.columns)
         if missing:
             raise FormatError(f"{self.path}: no column {sorted(missing)[0]}; it has {', '.join(self.columns)}")
-        try:
+        with self._damage():
             # For the one or two columns that a reader wants, handing them to threads costs as much as decoding them.
             if groups is None:
                 return self._file.read(columns, use_threads=columns is None)
             return self._file.read_row_groups(groups, columns, use_threads=False)
+
+    def read_groups(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The rows a row group at a time: all columns of a large shard need not be in memory together."""
+        for group in range(self._file.metadata.num_row_groups):
+            with self._damage():
+                table = self._file.read_row_group(group, columns, use_threads=False)
+            yield table
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        """What a damaged page raises, as a `FormatError`."""
+        try:
+            yield
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, StorageError):
                 raise
