@@ -31,6 +31,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "deploy": ("deploy", "student", "shards", "decode", "views", "storage", "config", "weights"),
     "student": (
         "student",
+        "exchange",
         "evaluation",
         "shards",
         "decode",

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from reinforce.config import SourceConfig
 from reinforce.sample import ViewOp
 from reinforce.shards.explicit import ExplicitView, Size
 from reinforce.views.draw import OP_NAMES
@@ -41,6 +42,14 @@ Rows = Float32[np.ndarray, "rows dim"]
 
 class MemberError(ValueError):
     """A member that does not hold what the layout says it holds, in one line."""
+
+
+def source_config(captions: Sequence[str], max_captions: int, max_pixels: int | None = None) -> SourceConfig:
+    """How tars of the published layout are read as sources: their signals are modalities."""
+    bound = {} if max_pixels is None else {"max_pixels": max_pixels}
+    return SourceConfig.model_validate(
+        {"captions": captions, "max_captions": max_captions, "modalities": SIGNAL_MEMBERS, **bound}
+    )
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:

@@ -13,9 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from reinforce.config import SourceConfig
+from reinforce.exchange.layout import source_config
+from reinforce.shards.dataset import DATASET_FILE, Dataset, open_dataset
 from reinforce.shards.reader import FormatError
 from reinforce.shards.schema import FORMAT_VERSION, Signal, view_column
 from reinforce.shards.source import index_tar
+from reinforce.storage import Store, open_store
 
 NOTES_MEMBER = "__reinforce__"
 PACKED_FILE = "packed.json"
@@ -68,8 +72,10 @@ class Notes:
         return view_column(0) in self.columns
 
     @cached_property
-    def max_captions(self) -> int:
-        return int(self.dataset["spine"]["source"]["max_captions"])
+    def source(self) -> SourceConfig:
+        """How the packed tars are read."""
+        kept = self.dataset["spine"]["source"]
+        return source_config(("json.captions",), int(kept["max_captions"]), int(kept["max_pixels"]))
 
 
 def parse_notes(data: bytes, where: str) -> Notes:
@@ -79,7 +85,7 @@ def parse_notes(data: bytes, where: str) -> Notes:
         version = document["format_version"]
         notes = Notes(document)
         if version == FORMAT_VERSION:
-            for asked in (notes.widths, notes.columns, notes.captioners, notes.max_captions):
+            for asked in (notes.widths, notes.columns, notes.captioners, notes.source):
                 assert asked is not None
     except (ValueError, KeyError, TypeError, IndexError, RecursionError, AssertionError):
         raise FormatError(f"{where}: not what `reinforce pack` writes") from None
@@ -96,6 +102,43 @@ def read_notes(tar: Path) -> Notes | None:
     with tar.open("rb") as file:
         file.seek(member.offset)
         return parse_notes(file.read(member.num_bytes), f"{tar.name}: {NOTES_MEMBER}")
+
+
+def read_front(store: Store, path: str) -> Notes:
+    """The notes of a tar in a store, without fetching the rest; raises `FormatError` if it is not one of ours."""
+    where = store.uri_of(path)
+    try:
+        info = tarfile.TarInfo.frombuf(store.read_range(path, 0, tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        raise FormatError(f"{where}: not a tar of `reinforce pack`") from None
+    if info.name != NOTES_MEMBER or info.size > _MOST_BYTES:
+        raise FormatError(f"{where}: not a tar of `reinforce pack`")
+    return parse_notes(store.read_range(path, tarfile.BLOCKSIZE, info.size), where)
+
+
+class PackedDataset(Dataset):
+    """A folder of packed tars as a dataset: its documents, and a shard for each tar."""
+
+    def __init__(self, store: Store, notes: Notes) -> None:
+        # The tars hold their views as parameters, however these came to be.
+        super().__init__(store, {**notes.dataset, "view_policy": None, "views": "explicit", "source_root": store.uri})
+        self.notes = notes
+
+    @cached_property
+    def signals(self) -> dict[Signal, dict[str, Any]]:
+        return self.notes.signals
+
+    @cached_property
+    def stems(self) -> list[str]:
+        return sorted(path.removesuffix(".tar") for path in self.sizes if path.endswith(".tar"))
+
+
+def open_dataset_or_packed(uri: str) -> Dataset:
+    """A dataset of format 1, or a `PackedDataset`; raises `FormatError` if it is neither."""
+    store = open_store(uri)
+    if store.exists(DATASET_FILE) or not store.exists(PACKED_FILE):
+        return open_dataset(uri)
+    return PackedDataset(store, parse_notes(store.read(PACKED_FILE), store.uri_of(PACKED_FILE)))
 
 
 class NotesWriter:

@@ -11,7 +11,6 @@ from typing import Any
 from reinforce.config import SourceConfig
 from reinforce.exchange.layout import PUBLISHED_CROP
 from reinforce.exchange.notes import Notes
-from reinforce.exchange.samples import source_config
 from reinforce.plan import ORIGINAL, software
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, create_or_compare
 from reinforce.shards.explicit import views_file
@@ -169,6 +168,4 @@ def outline_of_notes(notes: Notes) -> ImportOutline:
                 originals,
             )
         )
-    max_pixels = notes.dataset["spine"]["source"]["max_pixels"]
-    source = source_config(("json.captions",), notes.max_captions, max_pixels)
-    return ImportOutline(tuple(teachers), notes.captioners, notes.num_views, notes.has_clean, source)
+    return ImportOutline(tuple(teachers), notes.captioners, notes.num_views, notes.has_clean, notes.source)

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from reinforce.config import ConfigError
-from reinforce.exchange.layout import Rows
+from reinforce.exchange.layout import Rows, source_config
 from reinforce.exchange.notes import read_notes
 from reinforce.exchange.outline import ImportedTeacher, ImportOutline, outline_of_notes
-from reinforce.exchange.samples import PublishedSample, parse_sample, source_config
+from reinforce.exchange.samples import PublishedSample, parse_sample
 from reinforce.sample import Drop
 from reinforce.shards.source import ShardError, SourceShard
 

@@ -15,7 +15,7 @@ from jaxtyping import Float16
 from reinforce.exchange.layout import Rows
 from reinforce.exchange.outline import SEED, ImportedTeacher, ImportOutline
 from reinforce.exchange.peek import MAX_NORM_ERROR, norms_of
-from reinforce.exchange.samples import SHA_FIELD, PublishedSample, original_row, parse_sample
+from reinforce.exchange.samples import SHA_FIELD, PublishedSample, parse_sample, recorded_sha256
 from reinforce.plan import ORIGINAL
 from reinforce.sample import Drop, DropReason, NullReason, Sample
 from reinforce.shard_report import ShardReport
@@ -90,7 +90,7 @@ class _ShardImport:
             self.report.drops[drop.reason] += 1
         has_image = bool(sample.image) and sample.drop is None
         sha256 = hashlib.sha256(sample.image).digest() if has_image else None
-        recorded = _recorded_sha256(sample)
+        recorded = recorded_sha256(sample)
         self.counts["images_changed"] += sha256 is not None and recorded is not None and sha256 != recorded
         width, height = (None, None) if isinstance(parsed, Drop) or not parsed.image_size else parsed.image_size
         is_duplicate = sample.drop is not None and sample.drop.reason == DropReason.DUPLICATE_KEY
@@ -128,26 +128,20 @@ class _ShardImport:
         self._views.append(views_batch(keys, sizes, views, num_views))
         self._no_views[NullReason.NO_VIEW] += sum(max(0, num_views - len(of_sample)) for of_sample in views)
         self.counts["views_over_bound"] += sum(max(0, len(of_sample) - num_views) for of_sample in views)
-        captions = {name: [self._captions(sample, name) for sample in kept] for name in self.outline.captioners}
+        captions = {
+            name: [[sample.synthetic[i] for i in self._share(sample, name)] for sample in kept]
+            for name in self.outline.captioners
+        }
         for file in self._files:
             if file.signal.kind == "captions":
                 self._append_captions(file, keys, captions[file.signal.model])
             else:
                 self._append_embeddings(file, keys, kept)
 
-    def _captions(self, sample: PublishedSample, captioner: str) -> list[str]:
-        start, stop = self._share(sample, captioner)
-        return sample.synthetic[start:stop]
-
-    def _share(self, sample: PublishedSample, captioner: str) -> tuple[int, int]:
+    def _share(self, sample: PublishedSample, captioner: str) -> list[int]:
         """Which of a sample's synthetic captions are this captioner's, up to its bound."""
-        start = 0
-        for name, bound in self.outline.captioners.items():
-            count = sample.num_synthetic.get(name, 0) if sample.num_synthetic else len(sample.synthetic)
-            if name == captioner:
-                return start, start + min(count, bound)
-            start += count
-        raise AssertionError(captioner)
+        places = sample.synthetic_of(captioner, list(self.outline.captioners))
+        return list(places[: self.outline.captioners[captioner]])
 
     def _append_captions(self, file: _SignalFile, keys: list[str], captions: list[list[str]]) -> None:
         file.nulls[NullReason.CAPTIONER_FAILED] += sum(not texts for texts in captions)
@@ -175,10 +169,9 @@ class _ShardImport:
             self.report.num_views += min(len(rows), most)
             return rows[:most]
         if signal.source == ORIGINAL:
-            places = [original_row(i, len(sample.synthetic)) for i in range(len(sample.sample.captions))]
+            places = [sample.original_row(caption) for caption in range(len(sample.sample.captions))]
             return sample.text_rows[places[:most]]
-        start, stop = self._share(sample, signal.source)
-        return sample.text_rows[1 + start : 1 + stop]
+        return sample.text_rows[[1 + place for place in self._share(sample, signal.source)]]
 
     def _teacher(self, signal: Signal) -> ImportedTeacher:
         return next(teacher for teacher in self.outline.teachers if teacher.name == signal.model)
@@ -251,15 +244,3 @@ def _stored(rows: Rows, mantissa_bits: int, nulls: Counter[str]) -> Float16[np.n
     nulls[NullReason.NON_FINITE] += int((~is_finite).sum())
     nulls[NullReason.NOT_UNIT] += int((is_finite & ~is_unit).sum())
     return round_mantissa(np.where(is_unit[:, None], rows, np.float32(np.nan)), mantissa_bits)
-
-
-def _recorded_sha256(sample: Sample) -> bytes | None:
-    """The image's sha256 by the `json` member."""
-    for text in sample.fields.get(SHA_FIELD, ()):
-        try:
-            digest = bytes.fromhex(text)
-        except ValueError:
-            continue
-        if len(digest) == hashlib.sha256().digest_size:
-            return digest
-    return None

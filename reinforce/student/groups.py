@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from reinforce.shards.dataset import open_dataset
+from reinforce.exchange.notes import open_dataset_or_packed
 from reinforce.shards.reader import FormatError
 from reinforce.shards.source import ShardError
 from reinforce.storage import StorageError, open_store
 from reinforce.student.choices import Visit
+from reinforce.student.packed import open_packed_shard
 from reinforce.student.plan import ReadPlan
 from reinforce.student.shard import UnusableSampleError, VisitedShard, open_shard
 
@@ -33,7 +34,7 @@ class Opener:
     def __init__(self, plan: ReadPlan, spool: Path) -> None:
         self.plan = plan
         self._spool = spool
-        self._dataset = open_dataset(plan.dataset_uri)
+        self._dataset = open_dataset_or_packed(plan.dataset_uri)
         self._source = open_store(plan.source_root)
 
     def groups(self, visits: Iterator[Visit], counts: Counter[str]) -> Iterator[list[VisitedShard]]:
@@ -61,7 +62,7 @@ class Opener:
         shards, skipped = [], Counter[str]()
         for visit in group:
             try:
-                shards.append(open_shard(self.plan, self._dataset, visit, self._tar(visit)))
+                shards.append(self._open(visit))
             except UnusableSampleError as error:
                 raise ReadError(str(error)) from None
             except (FileNotFoundError, StorageError) as error:
@@ -71,6 +72,12 @@ class Opener:
                 self._refuse(visit, "damaged", error)
                 skipped["damaged_shard"] += 1
         return shards, skipped
+
+    def _open(self, visit: Visit) -> VisitedShard:
+        tar = self._tar(visit)
+        if self.plan.packed is not None:
+            return open_packed_shard(self.plan, self.plan.packed, visit, tar)
+        return open_shard(self.plan, self._dataset, visit, tar)
 
     def _tar(self, visit: Visit) -> Path:
         name = f"{visit.stem}.tar"

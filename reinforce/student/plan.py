@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reinforce.config import ConfigError, DataConfig, SourceConfig, ViewPolicy
+from reinforce.exchange.notes import Notes, PackedDataset, open_dataset_or_packed, read_front
 from reinforce.selection import Selection, read_selection
-from reinforce.shards.dataset import Dataset, open_dataset
+from reinforce.shards.dataset import Dataset
 from reinforce.shards.schema import Signal, view_column
 from reinforce.storage import StorageError, find_shards, open_store
 from reinforce.student.batch import ORIGINAL, SYNTHETIC
@@ -43,6 +44,8 @@ class ReadPlan:
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Signal folder -> the fingerprint each of its files must have."""
     selection: Selection | None = None
+    packed: Notes | None = None
+    """Of tars that hold signals as well as images."""
 
     @property
     def captioners(self) -> tuple[str, ...]:
@@ -60,9 +63,11 @@ class ReadPlan:
 
     def count_samples(self) -> int:
         """Samples an epoch sees: those kept and selected. Reads the footer, or the keys, of every spine."""
-        dataset = open_dataset(self.dataset_uri)
+        dataset = open_dataset_or_packed(self.dataset_uri)
 
         def count(stem: str) -> int:
+            if self.packed is not None:
+                return int(read_front(dataset.store, f"{stem}.tar").document["num_samples"])
             with dataset.open_spine(stem) as spine:
                 if self.selection is None:
                     return int(spine.footer["num_kept"])
@@ -88,7 +93,10 @@ def plan_reading(
 
     `root` is where the source is now, if it moved; `shards` narrows the run to these of its shards.
     """
-    dataset = open_dataset(dataset_uri)
+    dataset = open_dataset_or_packed(dataset_uri)
+    packed = dataset.notes if isinstance(dataset, PackedDataset) else None
+    if packed is not None and select is not None:
+        raise ConfigError("--select: not from packed tars; import them (reinforce import-datacompdr) to select of them")
     images = {signal.model: document for signal, document in dataset.signals.items() if signal.kind == "image"}
     teachers = _chosen("teachers", data.teachers, images) if uses_teachers else {}
     num_captions = _caption_sources(dataset, data, tuple(teachers))
@@ -104,7 +112,8 @@ def plan_reading(
         )
     selection = read_selection(select) if select else None
     source_root, stems = _stems(dataset, shards, root, selection)
-    complete = [stem for stem in stems if all(signal.file(stem) in dataset.sizes for signal in signals)]
+    files = [] if packed else signals
+    complete = [stem for stem in stems if all(signal.file(stem) in dataset.sizes for signal in files)]
     _check_complete(dataset, signals, stems, complete, data)
     return ReadPlan(
         dataset_uri=dataset.store.uri,
@@ -113,13 +122,14 @@ def plan_reading(
         num_skipped_shards=len(stems) - len(complete),
         seed=seed,
         data=data,
-        source=SourceConfig.model_validate(dataset.document["spine"]["source"]),
+        source=packed.source if packed else SourceConfig.model_validate(dataset.document["spine"]["source"]),
         policy=None if is_explicit else ViewPolicy.model_validate(dataset.document["view_policy"]),
         teachers={name: document["model"] for name, document in teachers.items()},
         num_views=num_views,
         num_captions=num_captions,
         fingerprints={signal.folder: dataset.signals[signal]["fingerprint"] for signal in signals},
         selection=selection,
+        packed=packed,
     )
 
 

@@ -20,7 +20,7 @@ from reinforce.student.plan import ReadPlan
 
 Rows = Float16[np.ndarray, "rows dim"]
 
-_Caption = tuple[str, int]
+Caption = tuple[str, int]
 """A source of captions (`original` or a captioner) and which of its captions."""
 
 
@@ -72,27 +72,44 @@ class SignalReader:
                 raise FormatError(f"{file.path}: its {name} is {file.footer.get(name)}, not {value}: another file's")
 
 
-def take_readings(plan: ReadPlan, visit: Visit, spine: pa.Table, reader: SignalReader) -> list[Reading]:
-    """The readings of a visit, as many as it takes views; the spine's rows are the kept ones."""
+@dataclass(frozen=True)
+class Choice:
+    """What a reading takes of every row: a view, and for each role a caption."""
+
+    view: int
+    captions: dict[str, Caption]
+
+
+def choices_of(plan: ReadPlan, visit: Visit) -> list[Choice]:
+    """The choices of a visit, as many as it takes views."""
     num_readings = plan.data.views_per_decode
     places = range(visit.number * num_readings, (visit.number + 1) * num_readings)
-    views = [view_index(plan.seed, visit.stem, place, plan.num_views) for place in places]
-    chosen = [_captions_at(plan, visit.stem, place) for place in places]
-    columns = sorted({view_column(view) for view in views})
-    images = {teacher: reader.embeddings(Signal("image", teacher), columns) for teacher in plan.teachers}
-    texts, embedded = _read_captions(plan, spine, reader, sorted({c for of_role in chosen for c in of_role.values()}))
     return [
-        Reading(
-            view=view,
-            captions={role: texts[caption] for role, caption in of_role.items()},
-            teacher_images={teacher: rows[view_column(view)] for teacher, rows in images.items()},
-            teacher_texts={role: embedded[caption] for role, caption in of_role.items()},
-        )
-        for view, of_role in zip(views, chosen, strict=True)
+        Choice(view_index(plan.seed, visit.stem, place, plan.num_views), _captions_at(plan, visit.stem, place))
+        for place in places
     ]
 
 
-def _captions_at(plan: ReadPlan, stem: str, place: int) -> dict[str, _Caption]:
+def take_readings(plan: ReadPlan, visit: Visit, spine: pa.Table, reader: SignalReader) -> list[Reading]:
+    """The readings of a visit, as many as it takes views; the spine's rows are the kept ones."""
+    choices = choices_of(plan, visit)
+    columns = sorted({view_column(choice.view) for choice in choices})
+    images = {teacher: reader.embeddings(Signal("image", teacher), columns) for teacher in plan.teachers}
+    texts, embedded = _read_captions(
+        plan, spine, reader, sorted({c for choice in choices for c in choice.captions.values()})
+    )
+    return [
+        Reading(
+            view=choice.view,
+            captions={role: texts[caption] for role, caption in choice.captions.items()},
+            teacher_images={teacher: rows[view_column(choice.view)] for teacher, rows in images.items()},
+            teacher_texts={role: embedded[caption] for role, caption in choice.captions.items()},
+        )
+        for choice in choices
+    ]
+
+
+def _captions_at(plan: ReadPlan, stem: str, place: int) -> dict[str, Caption]:
     """Which caption each role takes."""
     chosen = {}
     if ORIGINAL in plan.num_captions:
@@ -105,15 +122,15 @@ def _captions_at(plan: ReadPlan, stem: str, place: int) -> dict[str, _Caption]:
 
 
 def _read_captions(
-    plan: ReadPlan, spine: pa.Table, reader: SignalReader, wanted: Sequence[_Caption]
-) -> tuple[dict[_Caption, list[str | None]], dict[_Caption, dict[str, Rows]]]:
+    plan: ReadPlan, spine: pa.Table, reader: SignalReader, wanted: Sequence[Caption]
+) -> tuple[dict[Caption, list[str | None]], dict[Caption, dict[str, Rows]]]:
     """For each wanted caption its text and, by teacher, its embedding, of every row."""
-    texts: dict[_Caption, list[str | None]] = {}
-    embedded: dict[_Caption, dict[str, Rows]] = {caption: {} for caption in wanted}
+    texts: dict[Caption, list[str | None]] = {}
+    embedded: dict[Caption, dict[str, Rows]] = {caption: {} for caption in wanted}
     for source in dict.fromkeys(source for source, _ in wanted):
         table = spine if source == ORIGINAL else reader.read(Signal("captions", source), ["captions"])
         lists: list[list[str]] = [captions or [] for captions in table.column("captions").to_pylist()]
-        chosen: dict[_Caption, Int64[np.ndarray, " rows"]] = {}
+        chosen: dict[Caption, Int64[np.ndarray, " rows"]] = {}
         for caption in wanted:
             if caption[0] == source:
                 # A sample that has fewer takes the index modulo what it has; -1 is none.
