@@ -3,7 +3,7 @@
 import gzip
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,20 @@ def param_aug(generator: np.random.Generator, num_views: int = NUM_VIEWS) -> lis
         top, left = int(generator.integers(SIZE[1] - height + 1)), int(generator.integers(SIZE[0] - width + 1))
         views.append([[top, left, height, width], [[4, -30.453], [9, 0.27]]])
     return views
+
+
+def with_arrays(generator: np.random.Generator, num_text_rows: int) -> tuple[Rows, Rows]:
+    """The embeddings of views and texts that come from this generator, which has drawn nothing yet."""
+    param_aug(generator)
+    return unit_rows(generator, NUM_VIEWS), unit_rows(generator, num_text_rows)
+
+
+def with_json(
+    sample: dict[str, bytes], suffix: str, field: str, change: Callable[[list[Any]], list[Any]]
+) -> dict[str, bytes]:
+    """The sample with a list of one of its documents changed."""
+    document = json.loads(sample[suffix])
+    return sample | {suffix: json.dumps({**document, field: change(document[field])}).encode()}
 
 
 def published_sample(

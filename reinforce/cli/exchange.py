@@ -24,8 +24,8 @@ def import_datacompdr(
 ) -> None:
     """Turn DataCompDR tars into a dataset of this format, to train from and to inspect. Run again to resume."""
     with one_line_errors():
-        from reinforce import runners
         from reinforce.exchange import datacompdr
+        from reinforce.exchange.shards_run import describe_run
 
         summary = datacompdr.import_datacompdr(
             uri,
@@ -34,7 +34,8 @@ def import_datacompdr(
             logit_scales=_pairs("--logit-scale", logit_scale, float),
             captioner=captioner,
         )
-        print(runners.describe(summary))
+        changed = "images are not those the tars were made from, by their sha256: resized since, perhaps"
+        print(describe_run(summary, {"images_changed": changed}))
         if summary.failed or summary.stopped:
             raise typer.Exit(1)
 
@@ -53,13 +54,15 @@ def pack(
     with one_line_errors():
         if embeddings not in ("npz", "pth.gz"):
             raise ConfigError(f"--embeddings {embeddings}: must be npz or pth.gz")
-        from reinforce import runners
         from reinforce.exchange.pack import PackOptions
         from reinforce.exchange.pack import pack as pack_dataset
+        from reinforce.exchange.pictures import JPEG_QUALITY
+        from reinforce.exchange.shards_run import describe_run
 
         options = PackOptions(embeddings=embeddings, shortest_side=shortest_side)  # type: ignore[arg-type]
         summary = pack_dataset(dataset, output, options=options, shards=shards, root=root)
-        print(runners.describe(summary))
+        again = f"images encoded again, as JPEG of quality {JPEG_QUALITY}"
+        print(describe_run(summary, {"encoded_again": again}))
         if summary.failed or summary.stopped:
             raise typer.Exit(1)
 

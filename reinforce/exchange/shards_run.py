@@ -4,7 +4,7 @@ A shard has one attempt a run: nothing is computed that would go another way the
 requests.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -15,7 +15,7 @@ from reinforce.prefetch import StageTimes
 from reinforce.progress import Progress
 from reinforce.runners.failures import Failure
 from reinforce.runners.ledger import Ledger
-from reinforce.runners.summary import BuildSummary
+from reinforce.runners.summary import BuildSummary, describe
 from reinforce.shard_report import ShardReport
 from reinforce.shards.schema import failure_file
 from reinforce.storage import ShardRef, Store
@@ -56,6 +56,12 @@ def run_shards(
     summary.num_complete_before = num_before
     summary.num_shards += num_before
     return summary
+
+
+def describe_run(summary: BuildSummary, told: Mapping[str, str]) -> str:
+    """The last lines of a run. `told` are counts that are nothing left out, with what they mean."""
+    lines = [f"{summary.done.counts.pop(name, 0):,} {words}" for name, words in told.items()]
+    return "\n".join([describe(summary), *(line for line in lines if not line.startswith("0 "))])
 
 
 def fetch(ref: ShardRef, spool: Path) -> Path:
