@@ -28,7 +28,7 @@ from reinforce.views.render import matches, render
 from tests.fakes import fake_plan, run
 from tests.s3_server import S3Server, use_test_credentials
 from tests.students import build_dataset, facts, plan_of, read
-from tests.tars import encode, image_bytes, write_tar
+from tests.tars import encode, image_bytes, pairs, write_tar
 
 DROPPED = {"corrupt_image": 1, "no_original_caption": 2}
 
@@ -52,16 +52,12 @@ def pack(folder: Path, output: str, *options: str) -> Result:
 
 def samples_of(tar: Path) -> list[dict[str, Any]]:
     """As loaders of the published layout see a tar: WebDataset's grouping and decoding, then members by name."""
-    pipeline = wds.DataPipeline(
-        wds.SimpleShardList([str(tar)]),
-        wds.tarfile_to_samples(),
-        wds.select(
-            lambda sample: "txt" in sample and any(suffix in sample for suffix in ("png", "jpg", "jpeg", "webp"))
-        ),
-        wds.decode("pilrgb"),
-        wds.rename(image="jpg;png;jpeg;webp", text="txt", paug="paug.json", syn="syn.json", emb="npz;pth.gz"),
-    )
-    return list(pipeline)
+    with tar.open("rb") as stream:
+        files = wds.tariterators.tar_file_expander([{"url": str(tar), "stream": stream}])
+        grouped = list(wds.tariterators.group_by_keys(files))
+    usable = [sample for sample in grouped if "txt" in sample and {"png", "jpg", "jpeg", "webp"} & set(sample)]
+    named = wds.rename(image="jpg;png;jpeg;webp", text="txt", paug="paug.json", syn="syn.json", emb="npz;pth.gz")
+    return list(named(wds.decode("pilrgb")(usable)))
 
 
 @pytest.mark.parametrize("name", ["npz", "pth"])
@@ -84,7 +80,7 @@ def test_loaders_of_the_published_layout_read_them(folder: Path, name: str) -> N
         # The first original caption, then the synthetic ones: text i of the latter is row 1 + i.
         texts = [_both(row, "text/original", "caption_000")]
         texts += [_both(row, "text/fake", f"caption_{i:03d}") for i in range(len(sample["syn"]["syn_text"]))]
-        texts += [_both(row, "text/original", "caption_001")] * (len(row["captions"]) - 1)
+        texts += [_both(row, "text/original", f"caption_{i:03d}") for i in range(1, len(row["captions"]))]
         np.testing.assert_array_equal(emb["text_emb"], texts)
 
 
@@ -230,7 +226,8 @@ def test_a_source_that_changed_is_not_packed(tmp_path: Path) -> None:
     ],
 )
 def test_what_the_layout_cannot_hold_is_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
-    build_dataset(tmp_path, **config)
+    write_tar(tmp_path / "source/a.tar", pairs(2))
+    run(fake_plan({"views": {"count": 2}} | config), tmp_path / "source", tmp_path / "reinforced")
     result = pack(tmp_path, "packed")
     assert result.exit_code == 2
     assert message in result.stderr
@@ -259,8 +256,8 @@ def test_odd_keys_turned_images_and_other_formats(tmp_path: Path) -> None:
 
 
 def test_tars_in_a_bucket(folder: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_test_credentials(monkeypatch)
-    uri = server.uri("packed", "set")
+    use_test_credentials(monkeypatch, server.endpoint)
+    uri = f"{server.make_bucket('packed')}/set"
     result = CliRunner().invoke(app, ["pack", str(folder / "reinforced"), "--output", uri])
     assert result.exit_code == 0, result.output
     local, remote = plan_of(folder / "npz"), plan_of(uri)  # type: ignore[arg-type]
