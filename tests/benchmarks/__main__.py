@@ -17,6 +17,7 @@ BENCHMARKS = (
     "cpu_build",
     "captions",
     "student_reader",
+    "packed",
     "training_epoch",
     "selection",
     "forecast",
