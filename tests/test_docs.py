@@ -210,7 +210,7 @@ def test_the_students_page_names_all_that_is_counted_and_recorded() -> None:
     reader = "".join((student / name).read_text() for name in ("reader.py", "groups.py", "shard.py", "assemble.py"))
     counted = set(re.findall(r"(?:counts|skipped)\[\"(\w+)\"\]|reasons\.append\(\(\"(\w+)\"", reader))
     names = {one or other for one, other in counted} | {f"no_{role}_caption" for role in (ORIGINAL, SYNTHETIC)}
-    assert len(names) == 8
+    assert len(names) == 9
     names |= {
         "left_out",
         "epoch",
