@@ -65,7 +65,8 @@ def pack_shard(
     kept = spine.filter(pc.is_null(spine.column("drop_reason")))
     packed = spool / "packed.tar"
     with tar.open("rb") as source, tarfile.open(packed, "w", format=tarfile.PAX_FORMAT) as target:
-        writer = NotesWriter(target, notes.document)
+        about = {"stem": stem, "source_sha256": footer["source_sha256"]}
+        writer = NotesWriter(target, {**notes.document, **about})
         for block in _blocks(dataset, stem, kept, notes, footer["source_sha256"]):
             for row, key in enumerate(block.keys):
                 try:
@@ -79,8 +80,7 @@ def pack_shard(
                 report.num_kept += 1
                 report.counts["encoded_again"] += picture.is_encoded_again
     left_out = dict(sorted((+report.drops).items()))
-    counts = {"stem": stem, "source_sha256": footer["source_sha256"], "num_samples": report.num_kept}
-    writer.finish(packed, counts | {"left_out": left_out})
+    writer.finish(packed, {"num_samples": report.num_kept, "left_out": left_out})
     report.num_bytes = packed.stat().st_size
     return packed, report
 
