@@ -255,11 +255,13 @@ def test_odd_keys_turned_images_and_other_formats(tmp_path: Path) -> None:
     assert all(unchanged[key] == packed[key] for key in ("v1.2/a.b", "a.c", "__x__/d"))
 
 
-def test_tars_in_a_bucket(folder: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tars_in_a_bucket(folder: Path, tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     use_test_credentials(monkeypatch, server.endpoint)
     uri = f"{server.make_bucket('packed')}/set"
     result = CliRunner().invoke(app, ["pack", str(folder / "reinforced"), "--output", uri])
     assert result.exit_code == 0, result.output
+    summary = import_datacompdr(uri, str(tmp_path), dims={}, logit_scales={}, captioner="unused")
+    assert (summary.done.num_kept, summary.failed) == (21, {})
     local, remote = plan_of(folder / "npz"), plan_of(uri)  # type: ignore[arg-type]
     assert remote.count_samples() == 21
     assert [facts(batch) for batch in read(remote, epochs=1)] == [facts(batch) for batch in read(local, epochs=1)]
