@@ -19,7 +19,7 @@ Image.MAX_IMAGE_PIXELS = None
 # Damaged EXIF and palette oddities are common on the web and harmless here.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def decode(data: bytes, max_pixels: int) -> RGB | Drop:
@@ -31,7 +31,7 @@ def decode(data: bytes, max_pixels: int) -> RGB | Drop:
     if not data:
         return Drop(DropReason.EMPTY_IMAGE, "zero bytes")
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         return Drop(DropReason.NOT_AN_IMAGE, f"begins with {data[:8].hex(' ')}")
     except MemoryError:

@@ -23,6 +23,7 @@ from reinforce.exchange.layout import escape_key
 from reinforce.exchange.notes import NOTES_MEMBER
 from reinforce.exchange.pictures import scaled_edges, shrunk_size
 from reinforce.sample import Box
+from reinforce.student.groups import ReadError
 from reinforce.views.draw import OP_NAMES, draw
 from reinforce.views.render import matches, render
 from tests.fakes import fake_plan, run
@@ -147,6 +148,15 @@ def test_a_student_sees_the_same_in_packed_tars(folder: Path, options: dict[str,
     assert float(np.median(errors)) < 8
     with pytest.raises(ConfigError, match="--select: not from packed tars"):
         plan_of(folder / "npz", select="some.parquet")
+
+
+def test_a_tar_of_another_packing_is_refused(folder: Path, tmp_path: Path) -> None:
+    for name in ("packed.json", "a.tar", "c.tar"):
+        (tmp_path / name).write_bytes((folder / ("small" if name == "c.tar" else "npz") / name).read_bytes())
+    with pytest.raises(ReadError, match=r"shard c: .* is not that of this packing"):
+        stream(plan_of(tmp_path))
+    skipping = list(read(plan_of(tmp_path, damaged="skip"), epochs=1, batch_size=6))
+    assert {key[:2] for batch in skipping for key in batch.keys} == {"a-"}
 
 
 def test_smaller_images_keep_the_relative_views(folder: Path) -> None:

@@ -24,6 +24,8 @@ from reinforce.storage import Store, open_store
 NOTES_MEMBER = "__reinforce__"
 PACKED_FILE = "packed.json"
 _MOST_BYTES = 16 * 2**20
+_OF_PACKING = ("format_version", "dataset", "signals", "teachers", "captioners", "embeddings", "shortest_side")
+"""Fields that are the same in every tar of a packing and in `packed.json`; the others are a file's own."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class Notes:
     """What was packed. `document` is the JSON object as it is written."""
 
     document: Mapping[str, Any]
+
+    def is_of(self, packing: "Notes") -> bool:
+        """Whether the tar of these notes is of this packing."""
+        return all(self.document.get(name) == packing.document.get(name) for name in _OF_PACKING)
 
     @cached_property
     def dataset(self) -> dict[str, Any]:

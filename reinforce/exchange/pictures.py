@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from reinforce.decode import decode
+from reinforce.decode import FORMATS, decode
 from reinforce.sample import Drop, DropReason
 from reinforce.shards.explicit import Size
 
@@ -44,7 +44,7 @@ def read_header(data: bytes, max_pixels: int) -> Header | Drop:
     if not data:
         return Drop(DropReason.EMPTY_IMAGE, "zero bytes")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except UnidentifiedImageError:
         return Drop(DropReason.NOT_AN_IMAGE, f"begins with {data[:8].hex(' ')}")

@@ -30,7 +30,7 @@ _Row = Float16[np.ndarray, " width"]
 def open_packed_shard(plan: ReadPlan, packed: Notes, visit: Visit, tar: Path) -> VisitedShard:
     """Opens a packed tar for one visit; raises `FormatError` or `ShardError` if it is not of this packing."""
     found = read_notes(tar)
-    if found is None or any(found.document.get(name) != value for name, value in packed.document.items()):
+    if found is None or not found.is_of(packed):
         raise FormatError(f"{tar.name}: its first member is not that of this packing")
     source = SourceShard(tar, plan.source)
     rows = _PackedRows(packed, choices_of(plan, visit))
