@@ -267,7 +267,7 @@ def test_odd_keys_turned_images_and_other_formats(tmp_path: Path) -> None:
 
 def test_tars_in_a_bucket(folder: Path, tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     use_test_credentials(monkeypatch, server.endpoint)
-    uri = f"{server.make_bucket('packed')}/set"
+    uri = f"s3://{server.make_bucket('packed')}/set"
     result = CliRunner().invoke(app, ["pack", str(folder / "reinforced"), "--output", uri])
     assert result.exit_code == 0, result.output
     summary = import_datacompdr(uri, str(tmp_path), dims={}, logit_scales={}, captioner="unused")
