@@ -18,7 +18,8 @@ demo: setup
 	$(BIN)/reinforce demo --output demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not serial" --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m serial
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 """What every test runs under: no hub, one torch thread, nothing written beside the repository."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,28 @@ torch.set_num_threads(1)
 REPOSITORY = Path(__file__).parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs the cluster or torchrun has the machine for itself."""
+    for item in items:
+        if {"nodes", "of_torchrun"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.serial)
+
+
+def pytest_collection_finish() -> None:
+    """What libraries hold lives to the end: going through it takes every collection of garbage 0.3 s."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_runtest_setup() -> None:
+    torch.set_num_threads(1)  # a test before may have said otherwise
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # some libraries report what is left at the end
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real images and two small real teachers, kept out of the repository."""
@@ -28,9 +51,9 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[S3Server]:
-    """A real S3 server. `use_test_credentials` before it is used."""
+    """A real S3 server with buckets of all tests. `use_test_credentials` before it is used."""
     with serve_s3() as running:
         yield running
 
@@ -40,6 +63,16 @@ def proxy(server: S3Server) -> Iterator[FaultyProxy]:
     """A proxy in front of the server, which misbehaves as planned."""
     with FaultyProxy(server.endpoint) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def of_torchrun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a dataset in `reinforced`, and in `run` what two processes of torchrun made of it. Read only."""
+    from tests.students import TORCHRUN, build_dataset, recipe, torchrun
+
+    folder = tmp_path_factory.mktemp("torchrun")
+    torchrun(build_dataset(folder), folder / "run", recipe(**TORCHRUN))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,9 @@
 """What tests of student training share: a small dataset by fake models, and a tokenizer that can be read back."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from reinforce.config import DataConfig
+from reinforce.config import DataConfig, Recipe
 from reinforce.student.batch import Batch
 from reinforce.student.plan import ReadPlan, plan_reading
 from reinforce.student.reader import ReinforcedDataset
@@ -20,6 +24,16 @@ SHARD_SIZES = {"a": 7, "folder/b": 12, "c": 5}
 CORRUPT_KEYS = {"a-002"}
 UNCAPTIONED_KEYS = {"folder/b-003", "c-000"}
 NUM_USABLE = sum(SHARD_SIZES.values()) - len(CORRUPT_KEYS) - len(UNCAPTIONED_KEYS)
+
+# A student without batch statistics: with them a part of a batch is not the batch.
+MODEL = {
+    "backbone": "test_vit",
+    "image_size": 32,
+    "embed_dim": 16,
+    "text": {"context_length": 10, "width": 16, "heads": 2, "layers": 1},
+}
+TORCHRUN: dict[str, Any] = {"steps": 60, "checkpoint_every": 10}
+"""How the run of the fixture `of_torchrun` differs from `recipe()`."""
 
 
 @dataclass(frozen=True)
@@ -90,3 +104,25 @@ def facts(batch: Batch) -> list[tuple[Any, ...]]:
         )
         for row in range(len(batch))
     ]
+
+
+def recipe(**student: Any) -> Recipe:
+    settings: dict[str, Any] = {
+        "model": MODEL,
+        "data": {"workers": 0, "open_shards": 2},
+        "optimizer": {"warmup_steps": 2, "learning_rate": 1e-3},
+        "steps": 8,
+        "batch_size": 4,
+        "log_every": 1,
+    }
+    return Recipe.model_validate({"student": settings | student})
+
+
+def torchrun(dataset: Path, output: Path, recipe: Recipe) -> None:
+    """Trains in two processes."""
+    recipe_file = output.with_suffix(".yaml")
+    recipe_file.write_text(json.dumps(recipe.model_dump(mode="json", exclude_unset=True)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    command += ["--master-port", str(29500 + os.getpid() % 1000), "-m", "reinforce", "train-student"]
+    command += ["--dataset", str(dataset), "--recipe", str(recipe_file), "--output", str(output)]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200)

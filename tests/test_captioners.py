@@ -45,7 +45,6 @@ def _quiet_and_offline() -> Iterator[None]:
         logging.disable_progress_bar()
         yield
         torch.set_num_threads(threads)
-        gc.unfreeze()
 
 
 def _save_tokenizer(folder: Path) -> Any:

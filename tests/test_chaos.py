@@ -11,6 +11,7 @@ from tests.chaos import check, run_chaos
 NUM_EVENTS, NUM_SHARDS = 4, 16
 
 
+@pytest.mark.serial
 @pytest.mark.timeout(600)
 def test_a_build_survives_chaos(tmp_path: Path) -> None:
     seed = int(os.environ.get("REINFORCE_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)

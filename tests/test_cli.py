@@ -141,8 +141,11 @@ def test_a_full_disk(workspace: Path, small_disk: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cluster", "asked", "status"),
-    [([], signal.SIGINT, 130), ([], signal.SIGTERM, 143), (["--ray", "local"], signal.SIGTERM, 143)],
-    ids=["here", "here-terminated", "ray-terminated"],
+    [
+        pytest.param([], signal.SIGINT, 130, id="here"),
+        pytest.param([], signal.SIGTERM, 143, id="here-terminated"),
+        pytest.param(["--ray", "local"], signal.SIGTERM, 143, id="ray-terminated", marks=pytest.mark.serial),
+    ],
 )
 def test_ctrl_c_then_the_same_command(
     workspace: Path, tmp_path: Path, cluster: list[str], asked: signal.Signals, status: int
@@ -164,6 +167,7 @@ def test_ctrl_c_then_the_same_command(
     assert "8 of 8 shards complete" in result.stdout, result.stderr
 
 
+@pytest.mark.serial
 def test_a_cluster_of_ones_own(workspace: Path, tmp_path: Path) -> None:
     options = ["--shards", "in", "--recipe", "recipe.yaml", "--output"]
     command = [sys.executable, "-m", "reinforce", "build", *options, str(tmp_path / "ray"), "--ray", "local"]

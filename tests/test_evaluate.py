@@ -31,7 +31,7 @@ from reinforce.evaluation.zeroshot import ZeroShotTask, embed_classes
 from reinforce.shards.source import SourceShard
 from reinforce.weights import ModelError
 from tests.models import save_open_clip, save_siglip_like
-from tests.s3_server import serve_s3, use_test_credentials
+from tests.s3_server import S3Server, use_test_credentials
 from tests.tars import Members, encode, image_bytes, write_tar
 
 CPU = torch.device("cpu")
@@ -477,16 +477,15 @@ def test_retrieval_with_several_captions_an_image(tmp_path: Path) -> None:
     assert json.loads(json.dumps(one.to_json()))["text_to_image"]["1"] == 1.0
 
 
-def test_shards_and_names_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_and_names_in_a_bucket(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_test_credentials(monkeypatch)
     labels = [("red", "0"), ("blue", "2"), ("red", "1")]
     local = ZeroShotTask(write_colours(tmp_path, labels)).evaluate(painter())
-    with serve_s3() as server:
-        bucket = server.make_bucket("evaluation")
-        for name in ("test/a.tar", "classnames.txt"):
-            server.client().upload_file(str(tmp_path / name), bucket, f"colours/{name}")
-        uri = f"s3://{bucket}/colours/test/*.tar?endpoint_url={server.endpoint}"
-        assert ZeroShotTask(uri).evaluate(painter()) == local
+    bucket = server.make_bucket("evaluation")
+    for name in ("test/a.tar", "classnames.txt"):
+        server.client().upload_file(str(tmp_path / name), bucket, f"colours/{name}")
+    uri = f"s3://{bucket}/colours/test/*.tar?endpoint_url={server.endpoint}"
+    assert ZeroShotTask(uri).evaluate(painter()) == local
     assert local.top1 == 2 / 3
 
 

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -164,9 +165,12 @@ def test_a_broken_import_rule_is_noticed() -> None:
     assert violations("from .store import Store", "storage.local") == []
 
 
-def modules_after(statement: str) -> set[str]:
+@cache
+def modules_after(statement: str) -> frozenset[str]:
+    """What a fresh interpreter has loaded after a statement."""
     code = f"{statement}\nimport sys\nprint(*sorted(sys.modules))"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return frozenset(done.stdout.split())
 
 
 HEAVY = {"torch", "ray", "transformers", "open_clip", "pyarrow", "numpy", "PIL", "obstore", "boto3"}

@@ -44,6 +44,7 @@ def data_files(folder: Path) -> dict[str, bytes]:
     return {info.path: store.read(info.path) for info in store.list() if info.path.endswith(".parquet")}
 
 
+@pytest.mark.serial
 @pytest.mark.timeout(600)
 def test_kill_at_random_moments(tmp_path: Path) -> None:
     seed = int(os.environ.get("REINFORCE_KILL_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)

@@ -1,7 +1,6 @@
 """Training on a Ray cluster of several nodes: the curve of torchrun, a node lost on the way, errors in one line."""
 
 import io
-import json
 import pickle
 import threading
 import time
@@ -21,8 +20,8 @@ from reinforce.student.models import load_student
 from reinforce.student.run import TrainingError
 from reinforce.student.train import TrainingSummary
 from tests.clusters import RayNodes
-from tests.students import build_dataset, plan_of, read
-from tests.test_student_train import losses, recipe, torchrun
+from tests.students import TORCHRUN, build_dataset, plan_of, read, recipe
+from tests.test_student_train import losses
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +82,8 @@ def test_readers_are_told_how_stores_are_reached(dataset: Path, monkeypatch: pyt
 
 
 def test_two_processes_and_a_lost_node_give_the_curve_of_torchrun(
-    cluster: RayNodes, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: RayNodes, of_torchrun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"steps": 60, "checkpoint_every": 10, "data": {"workers": 0, "open_shards": 2}}
-    content = recipe(**settings).model_dump(mode="json", exclude_unset=True)
-    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
-    torchrun(dataset, tmp_path / "torchrun", tmp_path / "recipe.yaml")
-
     def lose_a_node() -> None:
         from ray._private.state import available_resources_per_node
 
@@ -103,11 +97,11 @@ def test_two_processes_and_a_lost_node_give_the_curve_of_torchrun(
     thread.start()
     said = io.StringIO()
     monkeypatch.chdir(tmp_path)  # the processes have a working directory of their own
-    summary = train(dataset, Path("ray"), said=said, **settings)
+    summary = train(of_torchrun / "reinforced", Path("ray"), said=said, **TORCHRUN)
     thread.join()
     assert "all start again from step" in said.getvalue()
-    assert 10 <= summary.num_steps_before < 60
+    assert 10 <= summary.num_steps_before < TORCHRUN["steps"]
     assert summary.student == tmp_path / "ray/student"
-    assert losses(tmp_path / "ray") == pytest.approx(losses(tmp_path / "torchrun"), rel=1e-5)
+    assert losses(tmp_path / "ray") == pytest.approx(losses(of_torchrun / "run"), rel=1e-5)
     assert len(read_progress(tmp_path / "ray" / CHECKPOINT_FILE).positions) == 2
     load_student(tmp_path / "ray/student")

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 import reinforce
 from reinforce import storage
 from tests.fakes import fake_plan, files_of, run
-from tests.s3_server import S3Server, serve_s3
+from tests.s3_server import S3Server
 from tests.tars import pairs, write_tar
 
 KEY_ID = "AKIAEXAMPLEKEYID1234"
@@ -19,23 +18,21 @@ TOKEN = "FwoGZXIvYXdzEXAMPLETOKEN"
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
-    with serve_s3() as server:
-        config = tmp_path / "config"
-        profiles = [
-            f"[profile {name}]\nregion = us-east-1\nendpoint_url = {server.endpoint}\n" for name in ("in", "out")
-        ]
-        config.write_text("".join(profiles))
-        credentials = tmp_path / "credentials"
-        secret = f"aws_access_key_id = {KEY_ID}\naws_secret_access_key = {SECRET}\naws_session_token = {TOKEN}\n"
-        credentials.write_text("".join(f"[{name}]\n{secret}" for name in ("in", "out")))
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
-        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
-        for bucket in ("source-bucket", "target-bucket"):
-            server.make_bucket(bucket)
-        yield server
+def server(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Server:
+    """The server as profiles `in` and `out`."""
+    config = tmp_path / "config"
+    profiles = [f"[profile {name}]\nregion = us-east-1\nendpoint_url = {server.endpoint}\n" for name in ("in", "out")]
+    config.write_text("".join(profiles))
+    credentials = tmp_path / "credentials"
+    secret = f"aws_access_key_id = {KEY_ID}\naws_secret_access_key = {SECRET}\naws_session_token = {TOKEN}\n"
+    credentials.write_text("".join(f"[{name}]\n{secret}" for name in ("in", "out")))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+    for bucket in ("source-bucket", "target-bucket"):
+        server.make_bucket(bucket)
+    return server
 
 
 def objects(uri: str) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -123,9 +124,11 @@ def test_an_unreachable_endpoint_is_told_in_one_line(bucket: str, tmp_path: Path
         lambda: store.put_if_absent("x", b"1"),
         lambda: store.download("x", tmp_path / "target"),
     ]
-    for attempt in attempts:
+    with ThreadPoolExecutor(len(attempts)) as pool:  # each of them is patient for some seconds
+        running = [pool.submit(attempt) for attempt in attempts]
+    for attempt in running:
         with pytest.raises(StorageError, match=r"cannot reach 127\.0\.0\.1:9; check endpoint_url") as caught:
-            attempt()
+            attempt.result()
         assert f"s3://{bucket}/p" in one_line_without_secrets(caught.value)
         assert caught.value.__cause__ is None
 

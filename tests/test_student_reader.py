@@ -24,7 +24,7 @@ from reinforce.student.reader import Placement, ReinforcedDataset
 from reinforce.student.shard import open_shard
 from reinforce.teachers import FakeTeacher
 from tests.fakes import fake_teachers
-from tests.s3_server import FaultyProxy, serve_s3, use_test_credentials
+from tests.s3_server import FaultyProxy, S3Server, use_test_credentials
 from tests.students import (
     CORRUPT_KEYS,
     NUM_USABLE,
@@ -518,16 +518,17 @@ def test_a_relative_root_is_where_it_says(dataset: Path, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def bucket_uris(own_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str, FaultyProxy, Any]]:
+def bucket_uris(
+    own_dataset: Path, server: S3Server, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, str, FaultyProxy, Any]:
     use_test_credentials(monkeypatch)
-    with serve_s3() as server, FaultyProxy(server.endpoint) as proxy:
-        server.make_bucket("data")
-        client = server.client()
-        for path in own_dataset.parent.rglob("*"):
-            if path.is_file():
-                client.upload_file(str(path), "data", str(path.relative_to(own_dataset.parent)))
-        query = f"?endpoint_url={proxy.endpoint}"
-        yield f"s3://data/reinforced{query}", f"s3://data/source{query}", proxy, client
+    server.make_bucket("training")
+    client = server.client()
+    for path in own_dataset.parent.rglob("*"):
+        if path.is_file():
+            client.upload_file(str(path), "training", str(path.relative_to(own_dataset.parent)))
+    query = f"?endpoint_url={proxy.endpoint}"
+    return f"s3://training/reinforced{query}", f"s3://training/source{query}", proxy, client
 
 
 def test_a_bucket_gives_the_same_batches(dataset: Path, bucket_uris: tuple[str, str, FaultyProxy, Any]) -> None:
@@ -550,7 +551,7 @@ def test_a_tar_that_vanishes_from_a_bucket(bucket_uris: tuple[str, str, FaultyPr
     counts = next(stream).counts
     for stem in SHARD_SIZES:
         if stem != "a":
-            client.delete_object(Bucket="data", Key=f"source/{stem}.tar")
+            client.delete_object(Bucket="training", Key=f"source/{stem}.tar")
     if policy == "error":
         with pytest.raises(ReadError, match="to go on without it"):
             list(stream)

@@ -31,33 +31,14 @@ from reinforce.student.models import build_student, load_student
 from reinforce.student.optimize import learning_rate, make_optimizer
 from reinforce.student.run import TrainingError
 from reinforce.student.train import TrainingSummary, describe, train_student
-from tests.students import build_dataset
+from tests.students import MODEL, TORCHRUN, build_dataset, recipe
 
-# A student without batch statistics: with them a part of a batch is not the batch.
-MODEL = {
-    "backbone": "test_vit",
-    "image_size": 32,
-    "embed_dim": 16,
-    "text": {"context_length": 10, "width": 16, "heads": 2, "layers": 1},
-}
 TEACHERS = {"large": 12, "small": 8}
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_dataset(tmp_path_factory.mktemp("training"))
-
-
-def recipe(**student: Any) -> Recipe:
-    settings: dict[str, Any] = {
-        "model": MODEL,
-        "data": {"workers": 0, "open_shards": 2},
-        "optimizer": {"warmup_steps": 2, "learning_rate": 1e-3},
-        "steps": 8,
-        "batch_size": 4,
-        "log_every": 1,
-    }
-    return Recipe.model_validate({"student": settings | student})
 
 
 def train(dataset: Path, output: Path, *, resume: bool = False, **student: Any) -> TrainingSummary:
@@ -148,9 +129,15 @@ def test_parts_pass_the_running_statistics_once() -> None:
     assert counts == {2}
 
 
-def _one_of_two(rank: int, folder: str, loss_config: LossConfig) -> None:
+def _one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    for loss_config in LOSSES:
+        _save_gradients(rank, f"{folder}/{loss_config.kind}", loss_config)
+    dist.destroy_process_group()
+
+
+def _save_gradients(rank: int, folder: str, loss_config: LossConfig) -> None:
     learner = new_learner(loss_config)
     optimizer = make_optimizer(learner, OptimizerConfig())
     wrapped = DistributedDataParallel(learner)
@@ -163,16 +150,24 @@ def _one_of_two(rank: int, folder: str, loss_config: LossConfig) -> None:
         gradients = {name: parameter.grad for name, parameter in learner.named_parameters()}
         torch.save(gradients | {"loss": loss / 2}, f"{folder}/{name}{rank}.pt")
     optimizer.zero_grad()
-    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gradients of each loss, as both processes have them: they start once, for they import for seconds."""
+    folder = tmp_path_factory.mktemp("gradients")
+    for loss in LOSSES:
+        (folder / loss.kind).mkdir()
+    torch.multiprocessing.spawn(_one_of_two, args=(str(folder),), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
+    return folder
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.kind)
-def test_two_processes_have_the_gradient_of_one(tmp_path: Path, loss: LossConfig) -> None:
-    torch.multiprocessing.spawn(_one_of_two, args=(str(tmp_path), loss), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
+def test_two_processes_have_the_gradient_of_one(of_two_processes: Path, loss: LossConfig) -> None:
     learner = new_learner(loss)
     terms = backward(learner, StudentLoss(loss, dict.fromkeys(TEACHERS, 20.0)), random_batch())
     for name in ("whole", "parts"):
-        both = [torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True) for rank in range(2)]
+        both = [torch.load(of_two_processes / loss.kind / f"{name}{rank}.pt", weights_only=True) for rank in range(2)]
         torch.testing.assert_close(both[0].pop("loss"), terms["loss"].detach())
         for parameter_name, parameter in learner.named_parameters():
             torch.testing.assert_close(both[0][parameter_name], both[1][parameter_name], rtol=0, atol=0)
@@ -260,23 +255,13 @@ def test_a_killed_run_goes_on(dataset: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
-def torchrun(dataset: Path, output: Path, recipe_file: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    command += ["--master-port", str(29500 + os.getpid() % 1000), "-m", "reinforce", "train-student"]
-    command += ["--dataset", str(dataset), "--recipe", str(recipe_file), "--output", str(output), *arguments]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200)
-
-
-def test_two_processes_train_one_student(dataset: Path, tmp_path: Path) -> None:
-    content = recipe(steps=6, checkpoint_every=3).model_dump(mode="json", exclude_unset=True)
-    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
-    torchrun(dataset, tmp_path / "run", tmp_path / "recipe.yaml")
-    assert len(losses(tmp_path / "run")) == 6
-    progress = read_progress(tmp_path / "run" / CHECKPOINT_FILE)
-    assert progress.step == 6
+def test_two_processes_train_one_student(of_torchrun: Path) -> None:
+    assert len(losses(of_torchrun / "run")) == TORCHRUN["steps"]
+    progress = read_progress(of_torchrun / "run" / CHECKPOINT_FILE)
+    assert progress.step == TORCHRUN["steps"]
     assert len(progress.positions) == 2
     with pytest.raises(ConfigError, match="world_size is 2 there and 1 in this recipe"):
-        train(dataset, tmp_path / "run", resume=True, steps=6, checkpoint_every=3)
+        train(of_torchrun / "reinforced", of_torchrun / "run", resume=True, **TORCHRUN)
 
 
 # What a run leaves, and how it fails.

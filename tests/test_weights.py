@@ -55,7 +55,7 @@ def call_at_once(expression: str) -> list[str]:
 
 def test_two_processes_fetch_a_checkpoint_once(server: S3Server, proxy: FaultyProxy, bucket: str) -> None:
     server.client().put_object(Bucket=bucket, Key="b.pt", Body=b"weights" * 1000)
-    proxy.slow_s = 2.0
+    proxy.slow_s = 1.0
     proxy.plan("GET", "slow")
     paths = call_at_once(f"fetch('s3://{bucket}/b.pt?endpoint_url={proxy.endpoint}')")
     assert paths[0] == paths[1]
@@ -70,7 +70,7 @@ def test_two_processes_fetch_a_folder_once(server: S3Server, proxy: FaultyProxy,
     # As S3's console makes folders.
     server.client().put_object(Bucket=bucket, Key="m/", Body=b"")
     server.client().put_object(Bucket=bucket, Key="m/sub/", Body=b"")
-    proxy.slow_s = 1.0
+    proxy.slow_s = 0.5
     proxy.plan("GET", "slow", "slow", "slow")
     paths = call_at_once(f"fetch_folder('s3://{bucket}/m/?endpoint_url={proxy.endpoint}')")
     assert paths[0] == paths[1]
