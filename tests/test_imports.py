@@ -108,6 +108,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "plan": ("captioners", "teachers", "selection", "shards", "storage", "config", "weights"),
     "class_bank": ("evaluation", "selection", "shards", "teachers", "config", "weights"),
     "selection": ("selection", "neighbours", "shards", "storage", "config"),
+    "replay": ("shards", "views", "sample", "config"),
     "neighbours": (),
     "teachers": ("teachers", "microbatch", "sample", "config", "weights"),
     "captioners": ("captioners", "microbatch", "sample", "config", "weights", "storage"),

@@ -16,6 +16,7 @@ from typing import Any
 from reinforce.config import SourceConfig
 from reinforce.exchange.layout import source_config
 from reinforce.shards.dataset import DATASET_FILE, Dataset, open_dataset
+from reinforce.shards.explicit import EXPLICIT
 from reinforce.shards.reader import FormatError
 from reinforce.shards.schema import FORMAT_VERSION, Signal, view_column
 from reinforce.shards.source import index_tar
@@ -127,7 +128,7 @@ class PackedDataset(Dataset):
 
     def __init__(self, store: Store, notes: Notes) -> None:
         # The tars hold their views as parameters, however these came to be.
-        super().__init__(store, {**notes.dataset, "view_policy": None, "views": "explicit", "source_root": store.uri})
+        super().__init__(store, {**notes.dataset, "view_policy": None, "views": EXPLICIT, "source_root": store.uri})
         self.notes = notes
 
     @cached_property

@@ -13,7 +13,7 @@ from reinforce.exchange.layout import PUBLISHED_CROP
 from reinforce.exchange.notes import Notes
 from reinforce.plan import ORIGINAL, software
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, create_or_compare
-from reinforce.shards.explicit import views_file
+from reinforce.shards.explicit import EXPLICIT, views_file
 from reinforce.shards.schema import FORMAT_VERSION, Signal, caption_column, fingerprint, spine_file, view_column
 from reinforce.storage import Store
 
@@ -117,7 +117,7 @@ class ImportOutline:
             "spine_fingerprint": self.spine_fingerprint,
             "spine": self.spine_content,
             "view_policy": None,
-            "views": "explicit",
+            "views": EXPLICIT,
             "source_root": source_root,
             "created_with": software(),
         }

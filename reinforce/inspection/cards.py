@@ -4,9 +4,10 @@ The views are drawn again from the stored seed and rendered from the source, as 
 bytes are not those that were built from are not shown.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from reinforce.config import ViewPolicy
 from reinforce.inspection.figures import Figures
 from reinforce.inspection.pictures import LARGEST_PNG, VIEW_SIDE, data_uri, source_image, thumbnail
 from reinforce.inspection.values import ORIGINAL, Matrix, cosines, evenly, open_checked, read_matrix
+from reinforce.replay import ImageMismatchError, Views, drawn_views, read_explicit_views
 from reinforce.sample import RGB, View
 from reinforce.shards.dataset import SIGNAL_FILE, Dataset, read_document
+from reinforce.shards.explicit import Size
 from reinforce.shards.reader import FormatError
 from reinforce.shards.schema import Signal, view_column
-from reinforce.views.draw import draw
 from reinforce.views.render import render
 
 _MOST_VIEWS = 5
@@ -56,8 +58,8 @@ class SampleCard:
 
     stem: str
     key: str
-    width: int
-    height: int
+    size: Size | None
+    """Width and height; None where neither the spine nor the image tells."""
     note: str
     thumbnail: str | None
     views: tuple[ViewCard, ...]
@@ -66,7 +68,7 @@ class SampleCard:
     @property
     def is_tiny(self) -> bool:
         """Whether the picture is exact, to be shown enlarged."""
-        return max(self.width, self.height) <= LARGEST_PNG
+        return self.size is not None and max(self.size) <= LARGEST_PNG
 
     @property
     def alt(self) -> str:
@@ -81,7 +83,7 @@ class CardMaker:
         self.bad_files = frozenset(problem.path for problem in figures.problems)
         self.signals = _documents(dataset, figures)
         self.teachers = sorted({signal.model for signal in self.signals if signal.kind != "captions"})
-        self.policy, self.why_no_views = _view_policy(dataset)
+        self.policy, self.why_no_views = (None, "") if dataset.stores_views else _view_policy(dataset)
         images = [document for signal, document in self.signals.items() if signal.kind == "image"]
         sizes = [document.get("model", {}).get("image_size") or VIEW_SIDE for document in images]
         self.size = min(max(sizes, default=VIEW_SIDE), VIEW_SIDE)
@@ -94,8 +96,23 @@ class CardMaker:
     ) -> list[SampleCard]:
         """The cards of these rows of `kept`, the spine's kept rows. `images` by key are None if there is no source."""
         samples = [kept.slice(row, 1).to_pylist()[0] for row in rows]
-        scores = _StoredScores(self, stem, kept.column("key").to_pylist(), list(rows))
-        return [self._card(stem, sample, images, scores, index) for index, sample in enumerate(samples)]
+        keys: list[str] = kept.column("key").to_pylist()
+        scores = _StoredScores(self, stem, keys, list(rows))
+        views = self._views_of(stem, kept, keys)
+        return [
+            self._card(stem, sample, images, scores, index, partial(views.view, row) if views else None)
+            for index, (row, sample) in enumerate(zip(rows, samples, strict=True))
+        ]
+
+    def _views_of(self, stem: str, kept: pa.Table, keys: list[str]) -> Views | None:
+        """The views of a shard's kept rows, None if they cannot be replayed."""
+        if self.policy is not None:
+            return drawn_views(self.policy, kept)
+        if not self.dataset.stores_views:
+            return None
+        with suppress(FormatError, OSError), self.dataset.open_spine(stem) as spine:
+            return read_explicit_views(self.dataset, stem, keys, spine.footer["source_sha256"], self.views)
+        return None
 
     def _card(
         self,
@@ -104,10 +121,12 @@ class CardMaker:
         images: Mapping[str, bytes] | None,
         scores: "_StoredScores",
         index: int,
+        view: Callable[[int, Size], View] | None,
     ) -> SampleCard:
         image, note = None, ""
         if images is not None:
             image, note = source_image(images.get(sample["key"]), sample)
+        size: Size | None = (sample["image_width"], sample["image_height"]) if sample["image_width"] else None
         texts = [(ORIGINAL, sample["captions"]), *scores.captions(index)]
         captions = [
             CaptionCard(source, text, scores.caption(source, column, index))
@@ -117,24 +136,27 @@ class CardMaker:
         return SampleCard(
             stem=stem,
             key=sample["key"],
-            width=sample["image_width"],
-            height=sample["image_height"],
+            size=size,
             note=note,
             thumbnail=None if image is None else thumbnail(image),
-            views=tuple(self._views(sample, image, scores, index)),
+            views=() if view is None or size is None else tuple(self._views(view, size, image, scores, index)),
             captions=tuple(captions),
         )
 
     def _views(
-        self, sample: dict[str, Any], image: RGB | None, scores: "_StoredScores", index: int
+        self,
+        view_of: Callable[[int, Size], View],
+        size: Size,
+        image: RGB | None,
+        scores: "_StoredScores",
+        index: int,
     ) -> Iterator[ViewCard]:
-        width, height = sample["image_width"], sample["image_height"]
-        if self.policy is None:
-            return
         for number in self.views:
-            view = draw(self.policy, sample["view_seed"], number, width, height)
-            picture = None if image is None else data_uri(render(image, view, self.size))
-            yield ViewCard(number, describe(view), picture, _fractions(view), scores.view(number, index))
+            # A stored box that does not fit the image, or a view that this sample does not have.
+            with suppress(ImageMismatchError):
+                view = view_of(number, size)
+                picture = None if image is None else data_uri(render(image, view, self.size))
+                yield ViewCard(number, describe(view), picture, _fractions(view), scores.view(number, index))
 
 
 def _documents(dataset: Dataset, figures: Figures) -> dict[Signal, dict[str, Any]]:

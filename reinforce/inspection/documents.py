@@ -10,6 +10,7 @@ from reinforce.config import SourceConfig
 from reinforce.inspection.faults import FileFaults
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE
 from reinforce.shards.digests import DOCUMENT_DIGEST, document_fault, has_end_of_part, lines_fault
+from reinforce.shards.explicit import EXPLICIT
 from reinforce.shards.reader import FormatError
 from reinforce.shards.schema import FORMAT_VERSION, Signal, caption_column, fingerprint, view_column
 from reinforce.storage import Store
@@ -33,7 +34,7 @@ class Documents:
     @property
     def is_explicit(self) -> bool:
         """Whether the views are stored, as in imported datasets, which lack some of what a build knows."""
-        return self.dataset.get("views") == "explicit"
+        return self.dataset.get("views") == EXPLICIT
 
     @cached_property
     def source(self) -> SourceConfig:

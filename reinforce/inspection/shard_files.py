@@ -22,6 +22,7 @@ from reinforce.inspection.structure import (
     check_spine,
 )
 from reinforce.shards.dataset import Dataset
+from reinforce.shards.explicit import views_file
 from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import Signal, spine_file
 from reinforce.storage import Store
@@ -84,8 +85,8 @@ def verify_shard(
         num_nulls[signal] = files[-1].num_nulls
         if signal.kind == "captions":
             captions[signal.model] = found
-    if f"views/{stem}.parquet" in dataset.sizes:
-        read(f"views/{stem}.parquet", lambda file, faults: check_other(file, "views", spine, faults))
+    if documents.is_explicit or views_file(stem) in dataset.sizes:
+        read(views_file(stem), lambda file, faults: check_other(file, "views", spine, faults))
     tars = [] if sources is None else [_verify_tar(sources, documents, spine, stem, spool)]
     return _findings(stem, spine.kept.num_rows, num_nulls, files, tars, missing)
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float16
 
 from reinforce.shards.digests import document_text
+from reinforce.shards.explicit import EXPLICIT
 from reinforce.shards.reader import FormatError, ShardFile, to_numpy
 from reinforce.shards.schema import FORMAT_VERSION, Signal, canonical_json, check_stem, spine_file
 from reinforce.storage import Store, open_store
@@ -63,6 +64,11 @@ class Dataset:
     def sizes(self) -> dict[str, int]:
         """Bytes of every object, by path."""
         return {info.path: info.size for info in self.store.list()}
+
+    @property
+    def stores_views(self) -> bool:
+        """Whether views are in `views/` instead of being drawn from seeds, as in imported datasets."""
+        return self.document.get("views") == EXPLICIT
 
     @cached_property
     def stems(self) -> list[str]:

@@ -13,6 +13,9 @@ import pyarrow as pa
 from reinforce.sample import Box, View, ViewOp
 from reinforce.shards.schema import view_column
 
+EXPLICIT = "explicit"
+"""What `dataset.json` says in `views` where they are stored."""
+
 Size = tuple[int, int]
 """Width and height in pixels."""
 

@@ -12,6 +12,7 @@ from jaxtyping import Float16
 
 from reinforce.exchange.notes import Notes, read_notes
 from reinforce.exchange.samples import SHA_FIELD, UID_FIELD, PublishedSample, parse_sample, recorded_sha256
+from reinforce.replay import ExplicitViews
 from reinforce.sample import Drop
 from reinforce.shards.explicit import ExplicitView, Size
 from reinforce.shards.reader import FormatError
@@ -20,7 +21,6 @@ from reinforce.student.batch import ORIGINAL
 from reinforce.student.choices import Visit
 from reinforce.student.plan import ReadPlan
 from reinforce.student.readings import Caption, Choice, Reading, choices_of
-from reinforce.student.replay import ExplicitViews
 from reinforce.student.shard import VisitedShard, usable_rows
 
 _Row = Float16[np.ndarray, " width"]

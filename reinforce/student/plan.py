@@ -103,8 +103,7 @@ def plan_reading(
     signals = [Signal("image", name) for name in teachers]
     signals += [Signal("captions", name) for name in num_captions if name != ORIGINAL]
     signals += [Signal("text", teacher, source) for teacher in teachers for source in num_captions]
-    is_explicit = dataset.document.get("views") == "explicit"
-    num_views = _num_views(data, images, teachers, is_explicit)
+    num_views = _num_views(data, images, teachers, dataset.stores_views)
     if data.views_per_decode > max(1, num_views):
         raise ConfigError(
             f"student.data.views_per_decode: {data.views_per_decode} wanted, there are {num_views} views; lower it"
@@ -123,7 +122,7 @@ def plan_reading(
         seed=seed,
         data=data,
         source=packed.source if packed else SourceConfig.model_validate(dataset.document["spine"]["source"]),
-        policy=None if is_explicit else ViewPolicy.model_validate(dataset.document["view_policy"]),
+        policy=None if dataset.stores_views else ViewPolicy.model_validate(dataset.document["view_policy"]),
         teachers={name: document["model"] for name, document in teachers.items()},
         num_views=num_views,
         num_captions=num_captions,
@@ -166,7 +165,7 @@ def _caption_sources(dataset: Dataset, data: DataConfig, teachers: tuple[str, ..
     return sources
 
 
-def _num_views(data: DataConfig, images: dict[str, Any], teachers: dict[str, Any], is_explicit: bool) -> int:
+def _num_views(data: DataConfig, images: dict[str, Any], teachers: dict[str, Any], stores_views: bool) -> int:
     """K of the run: no more than every teacher in use has seen, and where views are stored, no more than there are."""
     found: list[list[str]] = [document["columns"] for document in (teachers or images).values()]
     stored = min((sum(column != view_column(0) for column in columns) for columns in found), default=None)
@@ -176,7 +175,7 @@ def _num_views(data: DataConfig, images: dict[str, Any], teachers: dict[str, Any
         if stored is None:
             raise ConfigError("student.data.views: the dataset has no image embeddings; say how many views to draw")
         return stored
-    if (teachers or is_explicit) and stored is not None and data.views > stored:
+    if (teachers or stores_views) and stored is not None and data.views > stored:
         raise ConfigError(f"student.data.views: {data.views} wanted, the dataset's teachers have seen {stored}")
     return data.views
 

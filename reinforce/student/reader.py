@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from reinforce.config import ConfigError, DataConfig
 from reinforce.formatting import format_counts
+from reinforce.replay import ImageMismatchError
 from reinforce.sample import Drop, Pixels
 from reinforce.storage import accept, accepted, open_spool
 from reinforce.student.assemble import Row, Tokenizer, assemble
@@ -25,7 +26,6 @@ from reinforce.student.batch import Batch, Position
 from reinforce.student.choices import visits
 from reinforce.student.groups import Opener, ReadError
 from reinforce.student.plan import ReadPlan
-from reinforce.student.replay import ImageMismatchError
 from reinforce.student.shard import VisitedShard, shuffled_rows
 from reinforce.student.stopwatch import Stopwatch
 

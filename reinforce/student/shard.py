@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int64
 
-from reinforce.config import ViewPolicy
 from reinforce.decode import decode
+from reinforce.replay import ImageMismatchError, Views, drawn_views, read_explicit_views
 from reinforce.sample import Drop, Pixels
 from reinforce.shards.dataset import Dataset
 from reinforce.shards.source import Member, SourceShard
 from reinforce.student.choices import Visit, permutation
 from reinforce.student.plan import ReadPlan
 from reinforce.student.readings import Reading, SignalReader, take_readings
-from reinforce.student.replay import DrawnViews, ImageMismatchError, Views, read_explicit_views
 from reinforce.student.stopwatch import Stopwatch
 from reinforce.views.render import render
 
@@ -100,17 +98,11 @@ def open_shard(plan: ReadPlan, dataset: Dataset, visit: Visit, tar: Path) -> Vis
         indices = sorted({reading.view for reading in readings})
         views: Views = read_explicit_views(dataset, visit.stem, reader.keys, source_sha256, indices)
     else:
-        views = _drawn_views(plan.policy, spine)
+        views = drawn_views(plan.policy, spine)
     usable, counts = usable_rows(plan, visit.stem, reader.keys, readings, views)
     members = SourceShard(tar, plan.source).images()
     sha256s = spine.column("image_sha256").to_pylist()
     return VisitedShard(visit, reader.keys, readings, usable, counts, sha256s, views, plan, tar, members)
-
-
-def _drawn_views(policy: ViewPolicy, spine: pa.Table) -> DrawnViews:
-    widths, heights = spine.column("image_width").to_pylist(), spine.column("image_height").to_pylist()
-    sizes = list(zip(widths, heights, strict=True))
-    return DrawnViews(policy, spine.column("view_seed").to_pylist(), sizes)
 
 
 def usable_rows(

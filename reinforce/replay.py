@@ -1,8 +1,13 @@
-"""Which view a stored embedding is of: drawn again from the sample's seed, or read where a dataset stores its views."""
+"""Which view a stored embedding is of: drawn again from the sample's seed, or read where a dataset stores its views.
+
+Whoever shows or trains on views asks here, so that both see what the teacher saw.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import pyarrow as pa
 
 from reinforce.config import ViewPolicy
 from reinforce.sample import View
@@ -63,6 +68,12 @@ class ExplicitViews:
             return _checked(stored.of(self.sizes[row] or size), size)
         except BoxOutsideError as error:
             raise ImageMismatchError(f"view {index}: {error}") from None
+
+
+def drawn_views(policy: ViewPolicy, kept: pa.Table) -> DrawnViews:
+    """The views of the kept rows of a spine, whose columns `view_seed` and sizes are in `kept`."""
+    sizes = zip(kept.column("image_width").to_pylist(), kept.column("image_height").to_pylist(), strict=True)
+    return DrawnViews(policy, kept.column("view_seed").to_pylist(), list(sizes))
 
 
 def read_explicit_views(
