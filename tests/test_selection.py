@@ -130,6 +130,8 @@ def test_pairs_that_are_not_here_are_counted_or_refused(dataset: str, tmp_path: 
     outcome = select(dataset, tmp_path / "out", within=(str(tmp_path / "some"),))
     # One is of a shard that is not there, one is a sample that was dropped.
     assert (outcome.num_kept, outcome.num_not_here) == (1, {f"--within {tmp_path / 'some'}": 2})
+    added = select(dataset, tmp_path / "out", split=(0, 0.5), union=(str(tmp_path / "some"),))
+    assert added.num_not_here == {f"--union {tmp_path / 'some'}": 2}
     write_pairs(tmp_path / "none", [("scenes", "plain")])
     for option in ("within", "without", "union"):
         with pytest.raises(ConfigError, match=rf"--{option} .*none: names no kept sample of this dataset .*'scenes'"):
