@@ -42,8 +42,9 @@ def test_rows_that_do_not_exist_are_alone() -> None:
     assert near_duplicate_groups(rows[:0], 0.9).tolist() == []
 
 
-def test_stand_ins_are_those_of_one_row_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "_BLOCK_ROWS", 7)
+@pytest.mark.parametrize("block_rows", [7, 100])
+def test_stand_ins_are_those_of_one_row_after_another(block_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_BLOCK_ROWS", block_rows)
     rows = unit(80, 3)
     rows[[4, 50]] = np.nan
     order = np.random.default_rng(1).permutation(80)
