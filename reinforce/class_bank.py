@@ -7,12 +7,12 @@ those of the dataset. Costs a pass over classes x templates.
 import numpy as np
 import torch
 
-from reinforce.config import ConfigError, TeacherConfig
+from reinforce.config import ConfigError
 from reinforce.evaluation.prompts import DEFAULT_TEMPLATES, prompt, read_classnames, read_templates
 from reinforce.selection import ClassBank
 from reinforce.shards.dataset import Dataset
 from reinforce.shards.schema import Signal, fingerprint
-from reinforce.teachers import Teacher, load_teacher
+from reinforce.teachers import Teacher, load_teacher, recorded_config
 from reinforce.weights import ModelError
 
 _BATCH_SIZE = 64
@@ -40,14 +40,7 @@ def embed_classes(dataset: Dataset, teacher: str, labels: str, templates: str | 
 
 def _load(dataset: Dataset, name: str) -> Teacher:
     """The teacher that `signal.json` records, refused if its weights are others."""
-    recorded = dataset.signals[Signal("image", name)]["model"]
-    fields = {"kind": "kind", "model": "model", "revision": "revision", "sha256": "weights_sha256"}
-    try:
-        config = TeacherConfig.model_validate({field: recorded[source] for field, source in fields.items()})
-    except (KeyError, ValueError):
-        raise ModelError(
-            f"teacher {name}: its signal.json does not say which open_clip or transformers model it is"
-        ) from None
+    config = recorded_config(name, dataset.signals[Signal("image", name)], "fp32")
     torch.set_num_threads(1)
     try:
         return load_teacher(name, config, device=torch.device("cpu"), batch_size=_BATCH_SIZE)

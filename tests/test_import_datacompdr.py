@@ -4,12 +4,14 @@ import gzip
 import io
 import json
 import pickle
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -27,6 +29,7 @@ from reinforce.shards.schema import round_mantissa
 from reinforce.student.groups import ReadError
 from reinforce.views.render import render
 from tests.fakes import files_of
+from tests.forgery import forge_file
 from tests.published import (
     NUM_SYNTHETIC,
     NUM_VIEWS,
@@ -324,6 +327,32 @@ def test_views_that_are_not_stored_cannot_be_asked_for(folder: Path) -> None:
     with pytest.raises(ConfigError, match="4 wanted"):
         plan_of(folder / "imported", views=4, uses_teachers=False)
     assert len(facts(next(iter(read(plan_of(folder / "imported", views=2, verify_images=False)))))) == 4
+
+
+def test_it_verifies_and_an_edited_view_does_not(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder / "imported", tmp_path / "imported")
+    result = CliRunner().invoke(app, ["inspect", str(copy), "--verify"])
+    assert result.exit_code == 0, result.output
+
+    def widen(table: pa.Table) -> pa.Table:
+        views = table.column("view_002").to_pylist()
+        views[1]["width"] = SIZE[0] + 1
+        column = pa.array(views, table.schema.field("view_002").type)
+        return table.set_column(table.column_names.index("view_002"), table.schema.field("view_002"), column)
+
+    forge_file(copy / "views/0/00.parquet", widen)
+    result = CliRunner().invoke(app, ["inspect", str(copy), "--verify", "--json"])
+    assert result.exit_code == 1
+    (fault,) = json.loads(result.stdout)["faults"]
+    assert (fault["path"], fault["column"], fault["row"]) == ("views/0/00.parquet", "view_002", 1)
+
+
+def test_the_report_shows_the_stored_views(folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    result = CliRunner().invoke(app, ["inspect", str(folder / "imported"), "--html", str(page)])
+    assert result.exit_code == 0, result.output
+    assert "cannot be replayed" not in page.read_text()
+    assert page.read_text().count(f"shift y −{30.453 / 224:.0%}") >= NUM_VIEWS * 6
 
 
 def test_train_student_runs_on_it(folder: Path, tmp_path: Path) -> None:

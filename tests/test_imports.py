@@ -32,6 +32,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "deploy": ("deploy", "student", "shards", "decode", "views", "storage", "config", "weights"),
     "student": (
         "student",
+        "replay",
         "exchange",
         "evaluation",
         "shards",
@@ -59,6 +60,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "inspection": (
         "inspection",
         "neighbours",
+        "replay",
         "shards",
         "views",
         "storage",

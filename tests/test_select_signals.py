@@ -204,7 +204,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--teacher", "large", "--teacher", "large", "--dedup", "0.9"], "--teacher large: given twice"),
     (["--min-score", "0.999"], "none of the 60 samples is left (9 without a score, 51 score below 0.999)"),
     (["--labels", "nowhere.txt"], "--labels nowhere.txt: no such file"),
-    (["--labels", __file__], "teacher large: its signal.json does not say which"),
+    (["--labels", __file__], "teacher large: its signal.json does not say how to load it"),
 ]
 
 

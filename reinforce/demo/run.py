@@ -66,7 +66,7 @@ def run_demo(
     students = output / "students"
     _train_students(reinforced, students, test, num_steps, console)
     _compare(students, test, output / "accuracy.svg", console)
-    _say(console, f"The samples: reinforce inspect {reinforced} --html {output / 'samples.html'}")
+    _say(console, f"The report: reinforce inspect {reinforced} --html {output / 'report.html'}")
     return 0
 
 

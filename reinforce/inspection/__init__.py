@@ -1,5 +1,5 @@
-"""Looks at a reinforced dataset without changing it: figures for a table or JSON, and a contact sheet for the eye.
+"""Looks at a reinforced dataset without changing it: is it good, is it whole and true?
 
-`stats` gathers (footers of all shards, values of a stated few), `figures` is what it found, `table` prints it, `report`
-writes the page. No teacher is loaded.
+`stats` gathers what a listing, footers and a stated few values say, `table` prints it, `report` writes the page,
+`dataset_card` the README. `verify` reads everything. No teacher is loaded but by `recompute`.
 """

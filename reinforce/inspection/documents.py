@@ -181,7 +181,7 @@ def _faults_of_signal(documents: Documents, signal: Signal, document: dict[str, 
         yield "weights_sha256 of model is not that of content"
     image = documents.signals.get(Signal("image", signal.model))
     if signal.kind == "text" and image is not None:
-        if content["weights_sha256"] != image["content"]["weights_sha256"]:
+        if content.get("weights_sha256") != image["content"].get("weights_sha256"):
             yield f"weights_sha256 is not that of embeddings/{signal.model}/image: texts and images of two models"
         if model.get("dim") != image["model"].get("dim"):
             yield f"dim is not that of embeddings/{signal.model}/image"

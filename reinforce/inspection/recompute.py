@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from reinforce.config import Precision, TeacherConfig
 from reinforce.inspection.cells import Recomputation, ShardCells, draw_cells, seed_of
@@ -22,7 +21,7 @@ from reinforce.inspection.source_tars import SourceTars
 from reinforce.inspection.vectors import rounding_error
 from reinforce.shards.dataset import SIGNAL_FILE, Dataset
 from reinforce.shards.schema import Signal, round_mantissa
-from reinforce.teachers import Teacher, load_teacher
+from reinforce.teachers import Teacher, load_teacher, recorded_config
 from reinforce.weights import ModelError, WeightsChangedError, autocast_dtype, resolve_device
 
 _LEAST_COSINES: dict[Precision, float] = {"fp32": 0.9999, "fp16": 0.9995, "bf16": 0.998}
@@ -169,25 +168,11 @@ def _content_of(teacher: Teacher, signal: Signal) -> dict[str, Any]:
 
 def _load(name: str, document: dict[str, Any], moved: str | None) -> Teacher:
     """The teacher, refused by the sha256 of its weights before they are used. Raises `ModelError`."""
-    content, model = document["content"], document["model"]
-    try:
-        config = TeacherConfig(
-            kind=model["kind"],
-            model=model["model"],
-            checkpoint=model.get("checkpoint"),
-            revision=model.get("revision"),
-            precision=_precision_here(content["precision"]),
-            mantissa_bits=content["mantissa_bits"],
-            sha256=content["weights_sha256"],
-        )
-    except (KeyError, ValidationError):
-        raise ModelError(
-            f"teacher {name}: its signal.json does not say how to load it; leave out --recompute"
-        ) from None
+    config = recorded_config(name, document, _precision_here(document["content"].get("precision", "fp32")))
     if moved is not None:
         config = _moved(config, moved)
     try:
-        size = int(model.get("micro_batch") or 1)
+        size = int(document["model"].get("micro_batch") or 1)
         return load_teacher(name, config, device=resolve_device("auto"), batch_size=size)
     except WeightsChangedError:
         raise

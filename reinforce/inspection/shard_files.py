@@ -17,9 +17,9 @@ from reinforce.inspection.structure import (
     ORIGINAL,
     Captions,
     Spine,
-    check_other,
     check_signal,
     check_spine,
+    check_views,
 )
 from reinforce.shards.dataset import Dataset
 from reinforce.shards.explicit import views_file
@@ -86,7 +86,7 @@ def verify_shard(
         if signal.kind == "captions":
             captions[signal.model] = found
     if documents.is_explicit or views_file(stem) in dataset.sizes:
-        read(views_file(stem), lambda file, faults: check_other(file, "views", spine, faults))
+        read(views_file(stem), lambda file, faults: check_views(file, spine, faults))
     tars = [] if sources is None else [_verify_tar(sources, documents, spine, stem, spool)]
     return _findings(stem, spine.kept.num_rows, num_nulls, files, tars, missing)
 

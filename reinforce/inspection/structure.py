@@ -20,6 +20,7 @@ from reinforce.inspection.footers import check_footer
 from reinforce.inspection.spine_rows import faults_of_row
 from reinforce.inspection.vectors import check_embeddings, check_nulls
 from reinforce.sample import DropReason, NullReason
+from reinforce.shards.explicit import BoxOutsideError, ExplicitView, Size, read_sizes, read_views, views_schema
 from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import (
     CAPTIONS_SCHEMA,
@@ -28,13 +29,18 @@ from reinforce.shards.schema import (
     canonical_json,
     embeddings_schema,
 )
+from reinforce.views.draw import OP_NAMES
 
 ORIGINAL = "original"
 Captions = list[list[str] | None]
+_COLUMNS_BEFORE_VIEWS = 3
 _COMMON_FIELDS = {"format_version", "kind", "stem", "fingerprint", "source_sha256", "source_bytes", "num_rows"}
 _SPINE_FIELDS = _COMMON_FIELDS | {"num_kept", "drops", "counts"}
 _SIGNAL_FIELDS = _COMMON_FIELDS | {"signal", "weights_sha256", "nulls"}
-_COUNTS = {"unused_members", "captions_empty", "captions_undecodable", "captions_over_bound"}
+SOURCE_COUNTS = frozenset({"unused_members", "captions_empty", "captions_undecodable", "captions_over_bound"})
+"""What a tar says of itself."""
+_IMPORT_COUNTS = {"extra_text_rows", "images_changed", "views_over_bound"}
+"""What an import adds to that: embeddings say it, not the members that a source is read for."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def check_spine(file: ShardFile, documents: Documents, stem: str, faults: FileFa
     drops = Counter(filter(None, table.column("drop_reason").to_pylist()))
     kept = table.filter(pc.is_null(table.column("drop_reason")))
     _compare(footer, {"drops": dict(drops), "num_kept": kept.num_rows}, faults)
-    for name in sorted(set(footer["counts"]) - _COUNTS):
+    for name in sorted(set(footer["counts"]) - SOURCE_COUNTS - (_IMPORT_COUNTS if documents.is_explicit else set())):
         faults.add(f"counts in its footer has {name!r}, which is nothing that is left out")
     for name in sorted(set(drops) - {reason.value for reason in DropReason}):
         faults.add(f"drop_reason {name!r} is none of the format", column="drop_reason")
@@ -126,18 +132,37 @@ def check_signal(
     return None
 
 
-def check_other(file: ShardFile, kind: str, spine: Spine, faults: FileFaults) -> None:
-    """Checks a file that is no signal: its footer, its keys, and that every column can be read."""
+def check_views(file: ShardFile, spine: Spine, faults: FileFaults) -> None:
+    """Checks stored views: the footer, the keys, that operations have names and boxes lie within their images."""
     expected = {
-        "kind": kind,
+        "kind": "views",
         "stem": spine.footer["stem"],
+        "fingerprint": spine.footer["fingerprint"],
         "source_sha256": spine.footer["source_sha256"],
         "num_rows": spine.kept.num_rows,
     }
-    check_footer(file, expected, file.columns)
-    if check_keys_of(file, spine, faults) is not None:
-        for name in file.columns[1:]:
-            read_column(file, name, faults)
+    names = views_schema(len(file.columns) - _COLUMNS_BEFORE_VIEWS).names
+    check_footer(file, expected, names)
+    keys = check_keys_of(file, spine, faults)
+    sizes = [read_column(file, name, faults) for name in ("image_width", "image_height")]
+    if keys is None or any(column is None for column in sizes):
+        return
+    known = read_sizes(pa.table(sizes, ["image_width", "image_height"]))
+    for name in names[_COLUMNS_BEFORE_VIEWS:]:
+        column = read_column(file, name, faults)
+        views = [] if column is None else read_views(column)
+        outside = [row for row, view in enumerate(views) if view and not _is_view_of(view, known[row])]
+        if outside:
+            faults.add_rows("is no view of an image of its size", outside, keys, name)
+
+
+def _is_view_of(view: ExplicitView, size: Size | None) -> bool:
+    """Whether its operations are known, and its box lies within the image, if its size is known."""
+    try:
+        view.of(size or (view.left + view.width, view.top + view.height))
+    except BoxOutsideError:
+        return False
+    return all(op.name in OP_NAMES for op in view.ops)
 
 
 def check_keys_of(file: ShardFile, spine: Spine, faults: FileFaults) -> list[str] | None:

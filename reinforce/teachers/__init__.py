@@ -10,10 +10,11 @@ from reinforce.config import TeacherConfig
 from reinforce.teachers.clip import ClipTeacher
 from reinforce.teachers.fake import FakeTeacher
 from reinforce.teachers.loading import load_clip
+from reinforce.teachers.recorded import recorded_config
 from reinforce.teachers.teacher import Teacher, TokenizedText
 from reinforce.weights import ModelError
 
-__all__ = ["ClipTeacher", "FakeTeacher", "Teacher", "TokenizedText", "load_teacher"]
+__all__ = ["ClipTeacher", "FakeTeacher", "Teacher", "TokenizedText", "load_teacher", "recorded_config"]
 
 
 def load_teacher(
