@@ -205,6 +205,8 @@ def _present(name: str, number: int, most: int, note: str) -> Bar:
 
 def _percent(number: int, total: int) -> str:
     share = 100 * number / max(total, 1)
+    if number == 0:
+        return "0 %"
     return f"{share:.0f} %" if share >= 9.95 else f"{share:.2g} %" if share >= 0.001 else "< 0.001 %"
 
 
