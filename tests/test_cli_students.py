@@ -147,8 +147,8 @@ def test_ctrl_c_and_resume(workspace: Path, tmp_path: Path, workers: int) -> Non
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the reader's processes too
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors, errors
     assert errors.strip().endswith("interrupted; run it again with --resume to go on from the last checkpoint")
 
 
@@ -175,8 +175,8 @@ def test_a_reader_process_that_is_killed(workspace: Path, tmp_path: Path) -> Non
             _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 2
-    assert "Traceback" not in errors
+    assert process.returncode == 2, errors
+    assert "Traceback" not in errors, errors
     assert errors.strip().splitlines()[-1].startswith("reinforce: a reader process died (")
 
 

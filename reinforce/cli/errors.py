@@ -1,6 +1,7 @@
 """How a command ends: an error a user can cause is one line on stderr and an exit status."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import sys
@@ -19,7 +20,10 @@ def one_line_errors(resume: str = "run the same command again to resume") -> Ite
         yield
     except KeyboardInterrupt:
         print(f"\nreinforce: interrupted; {resume}", file=sys.stderr, flush=True)
-        # A download under way would keep the interpreter alive; nothing it does is wanted any more.
+        # A download under way would keep the interpreter alive; nothing it does is wanted any more. A reader process
+        # that waits to hand over its batch would outlive this one: it holds both ends of the pipe.
+        for child in multiprocessing.active_children():
+            child.kill()
         os._exit(143 if _is_terminated else 130)
     except OSError as error:
         print(f"reinforce: {_describe_os_error(error)}", file=sys.stderr)

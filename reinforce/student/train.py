@@ -4,6 +4,8 @@ No teacher, no captioner and no ray is imported here, and none of their weights 
 dataset. A step costs what plain CLIP training costs, plus one more product of similarities for each teacher.
 """
 
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,6 +114,9 @@ def _explained(config: StudentConfig) -> Iterator[None]:
         # A batch on its way when its process dies breaks the connection; otherwise the loader notices.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        if threading.current_thread() is threading.main_thread():
+            # torch's handler would raise once more, in the loader's own destructor: a traceback on the screen.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise TrainingError(
             f"a reader process died ({' '.join(str(error).split())[:120]}); if memory ran out: fewer "
             f"student.data.workers (now {config.data.workers}) or open_shards (now {config.data.open_shards})"
