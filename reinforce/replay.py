@@ -30,7 +30,7 @@ class Views(Protocol):
         """Whether this row has no view `index`."""
 
     def view(self, row: int, index: int, size: Size) -> View:
-        """View `index` of a row whose image, upright, is of this size; raises `ImageMismatchError` for a wrong one."""
+        """View `index` of a row whose image, upright, is of this size; raises `ImageMismatchError` if there is none."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class ExplicitViews:
         if index == 0:
             return View(box=None)
         stored = self.columns[index][row]
-        assert stored is not None
+        if stored is None:
+            raise ImageMismatchError(f"view {index} is not stored for this sample")
         try:
             return _checked(stored.of(self.sizes[row] or size), size)
         except BoxOutsideError as error:

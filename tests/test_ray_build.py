@@ -194,4 +194,4 @@ def test_real_teachers_on_a_cluster_from_s3_write_the_bytes_of_a_local_build(
     there, here, printed = build_both(shards, tmp_path, cluster.address, "--limit-samples", "20")
     assert "2 of 2 shards complete" in printed
     assert different(there, here) == []
-    assert len(there) == 1 + 4 + 2 * 5
+    assert len(there) == 2 + 4 + 2 * 5

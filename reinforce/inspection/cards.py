@@ -212,7 +212,9 @@ class _StoredScores:
     def _read(self, signal: Signal, maker: CardMaker, stem: str, keys: list[str], rows: list[int]) -> None:
         with open_checked(maker.dataset, signal, stem, keys) as file:
             if signal.kind == "captions":
-                self._captions[signal.model] = file.read(["captions"]).column("captions").take(rows).to_pylist()
+                self._captions[signal.model] = (
+                    file.read(["captions"]).column("captions").take(pa.array(rows, pa.int64())).to_pylist()
+                )
             elif signal.kind == "image":
                 for number in maker.views:
                     if view_column(number) in file.columns:

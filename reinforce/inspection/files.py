@@ -10,7 +10,7 @@ from reinforce.inspection.faults import FileFaults
 from reinforce.shards.digests import FILE_DIGEST, file_digests
 from reinforce.shards.reader import FormatError, ShardFile
 from reinforce.shards.schema import MAX_ROW_GROUP_ROWS
-from reinforce.storage import Store
+from reinforce.storage import StorageError, Store
 
 Found = TypeVar("Found")
 
@@ -33,6 +33,10 @@ def read_checked(
                 return check(file)
     except FileNotFoundError:
         faults.add("was listed and is gone")
+    except StorageError:
+        raise
+    except OSError as error:
+        faults.add(f"cannot be read: {error.strerror or error}")
     except (FormatError, pa.ArrowException, MemoryError, ValueError, LookupError, TypeError, AttributeError) as error:
         text = " ".join(str(error).split())[:200] or type(error).__name__
         faults.add(text.removeprefix(f"{store.uri_of(faults.path)}: "))

@@ -94,7 +94,14 @@ def check_footer(file: ShardFile, expected: dict[str, Any], columns: list[str]) 
         raise FormatError(f"{file.path}: {file.num_rows} rows, its footer says {_shown(file.footer.get('num_rows'))}")
     if file.columns != columns:
         raise FormatError(f"{file.path}: columns {', '.join(file.columns)}; expected {', '.join(columns)}")
+    absent = sorted(_NEEDED[file.footer.get("kind") == "samples"] - file.footer.keys())
+    if absent:
+        raise FormatError(f"{file.path}: its footer has no field {absent[0]}")
     return file.footer
+
+
+_NEEDED = {True: {"source_sha256", "source_bytes", "num_kept", "drops", "counts"}, False: {"source_sha256", "nulls"}}
+"""Fields that figures are made of: of spines, of other files."""
 
 
 def _add(totals: FooterTotals, listing: Listing, number: int, shard: _ShardFooters) -> None:

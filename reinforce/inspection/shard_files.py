@@ -25,7 +25,7 @@ from reinforce.shards.dataset import Dataset
 from reinforce.shards.explicit import views_file
 from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import Signal, spine_file
-from reinforce.storage import Store
+from reinforce.storage import StorageError, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,4 +117,8 @@ def _verify_tar(sources: SourceTars, documents: Documents, spine: Spine, stem: s
             check_source(tar, documents, spine, faults)
     except FileNotFoundError:
         faults.add("the source shard is not there")
+    except StorageError:
+        raise
+    except OSError as error:
+        faults.add(f"cannot be read: {error.strerror or error}")
     return faults

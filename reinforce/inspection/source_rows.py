@@ -54,7 +54,8 @@ def _compare(source: SourceShard, documents: Documents, spine: Spine, faults: Fi
         seen[row["key"]] += 1
     # A selection is known by its digest alone: what the spine did not select is taken as not selected.
     is_selected = documents.dataset["spine"].get("selection_sha256") is not None
-    selected = {row["key"] for row in rows if row["drop_reason"] != DropReason.NOT_SELECTED} if is_selected else None
+    unread = (DropReason.NOT_SELECTED, DropReason.DUPLICATE_KEY)
+    selected = {row["key"] for row in rows if row["drop_reason"] not in unread} if is_selected else None
     limit = documents.dataset["spine"].get("limit_samples")
     found: defaultdict[tuple[str | None, str], list[tuple[int | None, str]]] = defaultdict(list)
     last_row, is_ordered = -1, True

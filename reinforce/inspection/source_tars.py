@@ -30,7 +30,8 @@ class SourceTars:
         """
         root = root or documents.dataset["source_root"]
         if shards:
-            uri, refs = find_shards(shards, root)
+            # How the root was reached then (`?profile=`) is no part of what it is: the URIs say how to reach it now.
+            uri, refs = find_shards(shards, root.partition("?")[0])
             return cls(open_store(uri), tuple(ref.stem for ref in refs), {ref.stem: ref.size for ref in refs})
         try:
             store = open_store(root)

@@ -164,7 +164,7 @@ def _duplicates(
 
 
 def _missing_shards(dataset: Dataset, listing: Listing, shards: Sequence[str], root: str | None) -> Missing:
-    _, refs = find_shards(shards, root or dataset.document.get("source_root"))
+    _, refs = find_shards(shards, root or str(dataset.document.get("source_root")).partition("?")[0])
     stems = sorted({ref.stem for ref in refs}.difference(listing.stems))
     return Missing(len(stems), tuple(stems[:MOST_STEMS]))
 

@@ -139,10 +139,13 @@ def check_views(file: ShardFile, spine: Spine, faults: FileFaults) -> None:
         "stem": spine.footer["stem"],
         "fingerprint": spine.footer["fingerprint"],
         "source_sha256": spine.footer["source_sha256"],
+        "source_bytes": spine.footer["source_bytes"],
         "num_rows": spine.kept.num_rows,
     }
-    names = views_schema(len(file.columns) - _COLUMNS_BEFORE_VIEWS).names
-    check_footer(file, expected, names)
+    schema = views_schema(len(file.columns) - _COLUMNS_BEFORE_VIEWS)
+    names = schema.names
+    check_fields(check_footer(file, expected, names), _COMMON_FIELDS | {"nulls"}, faults)
+    check_layout(file, schema, faults)
     keys = check_keys_of(file, spine, faults)
     sizes = [read_column(file, name, faults) for name in ("image_width", "image_height")]
     if keys is None or any(column is None for column in sizes):

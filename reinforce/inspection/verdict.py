@@ -36,7 +36,7 @@ def line_of(fault: Fault) -> str:
 
 
 def _rows(found: Verification) -> dict[str, str]:
-    source = "not checked (--no-source)"
+    source = "not checked"
     if found.source is not None:
         source = f"{count(found.num_sources, 'shard')}, {format_bytes(found.source_bytes)}, at {found.source}"
     rows = {
@@ -48,12 +48,14 @@ def _rows(found: Verification) -> dict[str, str]:
     if found.recomputed is not None:
         rows |= _recomputed_rows(found.recomputed)
     if found.num_without_digest:
-        rows["no digest"] = f"{found.num_without_digest:,} files of an older version: page checksums are all they have"
+        rows["no digest"] = (
+            f"{count(found.num_without_digest, 'file')} of an older version: page checksums are all there is"
+        )
     if found.num_ignored:
-        rows["ignored"] = f"{found.num_ignored:,} objects that are no part of the format"
+        rows["ignored"] = f"{count(found.num_ignored, 'object')} that the format does not know"
     if found.failures:
         first = next(iter(found.failures.items()))
-        rows["failed shards"] = f"{len(found.failures):,}, such as {first[0]}: {first[1]}"
+        rows["failed shards"] = printable(f"{len(found.failures):,}, such as {first[0]}: {first[1]}", _MOST_CHARACTERS)
     return rows
 
 

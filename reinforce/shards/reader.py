@@ -131,8 +131,10 @@ class ShardFile:
 
 
 def to_numpy(column: pa.ChunkedArray) -> Float16[np.ndarray, "rows dim"]:
-    """An embedding column as a matrix; nulls become rows of NaN."""
+    """An embedding column as a matrix; nulls become rows of NaN. Raises `FormatError` for a column of other values."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not pa.types.is_fixed_size_list(array.type) or not pa.types.is_float16(array.type.value_type):
+        raise FormatError(f"a column of {array.type}, where embeddings are expected")
     dim = array.type.list_size
     if len(array) == 0:
         return np.empty((0, dim), np.float16)

@@ -55,7 +55,9 @@ def different(there: dict[str, bytes], here: dict[str, bytes]) -> list[str]:
     for path in sorted(there.keys() & here.keys()):
         ours, theirs = here[path], there[path]
         if path == "dataset.json":
-            ours, theirs = (json.dumps(json.loads(data) | {"source_root": ""}).encode() for data in (ours, theirs))
+            ours, theirs = (
+                json.dumps(json.loads(data) | {"source_root": "", "sha256": ""}).encode() for data in (ours, theirs)
+            )
         found += [path] if ours != theirs else []
     return found
 
