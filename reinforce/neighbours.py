@@ -71,7 +71,7 @@ def nearest_neighbours(embeddings: Embeddings, count: int) -> Int64[np.ndarray, 
     """
     assert count < len(embeddings), (count, len(embeddings))
     neighbours = np.empty((len(embeddings), count), np.int64)
-    columns = np.nan_to_num(embeddings)
+    columns = _finite(embeddings)
     is_finite = np.isfinite(embeddings).all(axis=1)
     for start in range(0, len(embeddings), _BLOCK_ROWS):
         cosines = _block(embeddings, start) @ columns.T
@@ -87,9 +87,11 @@ def _block(embeddings: Embeddings, start: int) -> Embeddings:
 
 
 def _finite(rows: Embeddings) -> Embeddings:
-    """The rows; those that are not finite are zero, so that they are near nothing."""
+    """The rows at unit norm, which rounding took from them; those that are not finite are zero, near nothing."""
     block = np.asarray(rows, np.float32)
-    return np.where(np.isfinite(block).all(axis=1, keepdims=True), block, np.float32(0))
+    block = np.where(np.isfinite(block).all(axis=1, keepdims=True), block, np.float32(0))
+    norms = np.linalg.norm(block, axis=1, keepdims=True)
+    return np.asarray(block / np.where(norms > 0, norms, np.float32(1)))
 
 
 def _places_of_stand_ins(block: Embeddings, staying: Embeddings, threshold: float) -> Int64[np.ndarray, " block"]:

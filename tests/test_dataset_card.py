@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from reinforce.config import BuildConfig
-from reinforce.inspection.dataset_card import CARD_FILE, write_dataset_card
+from reinforce.inspection.dataset_card import _without_folder, write_dataset_card
+from reinforce.shards.schema import CARD_FILE
 from reinforce.storage import open_store
 from reinforce.teachers import FakeTeacher
 from tests.fakes import fake_plan, fake_teachers, run
@@ -92,8 +93,37 @@ def test_what_a_person_wrote_stays_and_figures_are_renewed(dataset: Path) -> Non
     assert "the table of licences has no line for `late`" in body
 
 
-@pytest.mark.parametrize("card", ["# My own\n", "---\n- a list\n---\n", "---\na: [\n---\nno marks"])
-def test_a_card_without_marks_is_left_alone(dataset: Path, card: str) -> None:
-    (dataset / CARD_FILE).write_text(card)
+def test_the_lines_of_the_header_stay_as_they_were_written(dataset: Path) -> None:
+    store = open_store(str(dataset))
+    write_dataset_card(store, CONFIG)
+    header = "language:\n- no\nversion: 1.10  # of mine\n"
+    text = (dataset / CARD_FILE).read_text()
+    (dataset / CARD_FILE).write_text(text.replace("license: other\n", header).replace("n<1K", "1K<n<10K"))
+    assert write_dataset_card(store, CONFIG)
+    renewed = (dataset / CARD_FILE).read_text()
+    assert header in renewed
+    assert renewed.count("size_categories:\n- n<1K\n") == renewed.count("size_categories") == 1
+    assert renewed.count("configs:") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("ViT-L-14:openai", "ViT-L-14:openai"),
+        ("hf-hub:org/name", "hf-hub:org/name"),
+        ("org/name", "org/name"),
+        ("local-dir:/home/someone/model", "local-dir:model"),
+        ("file:///home/someone/w.pt", "w.pt"),
+        ("local-dir:s3://bucket/team/model?profile=someone", "local-dir:model"),
+        ("https://someone:secret@host/w.pt?token=secret", "w.pt"),
+    ],
+)
+def test_models_are_named_and_not_where_they_were(name: str, shown: str) -> None:
+    assert _without_folder(name) == shown
+
+
+@pytest.mark.parametrize("card", [b"# My own\n", b"---\n- a list\n---\n", b"---\na: [\n---\nno marks", b"caf\xe9"])
+def test_a_card_without_marks_is_left_alone(dataset: Path, card: bytes) -> None:
+    (dataset / CARD_FILE).write_bytes(card)
     assert not write_dataset_card(open_store(str(dataset)), CONFIG)
-    assert (dataset / CARD_FILE).read_text() == card
+    assert (dataset / CARD_FILE).read_bytes() == card

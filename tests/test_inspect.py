@@ -134,16 +134,21 @@ def _column(built: Path, folder: str, stem: str, column: str) -> np.ndarray:
     return np.array([[np.nan] * width if cell is None else cell for cell in cells], np.float64)
 
 
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """At unit norm again, as the format asks for before a cosine."""
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
 @pytest.mark.parametrize("teacher", ["large", "small"])
 @pytest.mark.parametrize("source", ["original", "fake"])
 def test_cosines_are_those_of_the_stored_arrays(figures: Figures, built: Path, teacher: str, source: str) -> None:
     matched, mismatched = [], []
     for stem in ("sub/one", "two"):
-        image = _column(built, f"embeddings/{teacher}/image", stem, "view_000")
+        image = _unit(_column(built, f"embeddings/{teacher}/image", stem, "view_000"))
         for column in ("caption_000", "caption_001"):
             if stem == "two" and source == "original" and column == "caption_001":
                 continue  # all null
-            text = _column(built, f"embeddings/{teacher}/text/{source}", stem, column)
+            text = _unit(_column(built, f"embeddings/{teacher}/text/{source}", stem, column))
             matched += [float(i @ t) for i, t in zip(image, text, strict=True)]
             mismatched += [float(image[row] @ text[row - 1]) for row in range(len(image) if stem == "sub/one" else 0)]
     found = next(c for c in figures.cosines if (c.teacher, c.source) == (teacher, source))
@@ -164,7 +169,7 @@ def test_norms_and_drift_are_those_of_the_stored_arrays(figures: Figures, built:
     }
     worst = max(np.abs(np.linalg.norm(matrix, axis=1) - 1).max() for matrix in views.values())
     assert _signal(figures, f"embeddings/{teacher}/image").max_norm_error == pytest.approx(worst, abs=1e-6)
-    cosines = [(views["view_000"] * views[column]).sum(axis=1) for column in ("view_001", "view_002")]
+    cosines = [(_unit(views["view_000"]) * _unit(views[column])).sum(axis=1) for column in ("view_001", "view_002")]
     drift = next(drift for drift in figures.drifts if drift.teacher == teacher)
     assert (drift.num_views, drift.cosine.count) == (2, 12)
     assert drift.cosine.mean == pytest.approx(np.mean(cosines), abs=1e-6)

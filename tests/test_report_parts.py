@@ -48,7 +48,8 @@ def mean_z(dataset: Path) -> dict[tuple[str, int], float]:
             np.concatenate([opened.numpy(f"embeddings/{teacher}/{what}", s, column) for s in opened.stems])
             for what, column in (("image", "view_000"), ("text/original", "caption_000"))
         )
-        cosine = (views.astype(np.float64) * texts.astype(np.float64)).sum(axis=1)
+        views, texts = (rows.astype(np.float64) for rows in (views, texts))
+        cosine = (views * texts).sum(axis=1) / np.linalg.norm(views, axis=1) / np.linalg.norm(texts, axis=1)
         z.append((cosine - np.nanmean(cosine)) / np.nanstd(cosine))
     places = [(stem, row) for stem in opened.stems for row in range(NUM_SAMPLES)]
     return dict(zip(places, np.mean(z, axis=0).tolist(), strict=True))

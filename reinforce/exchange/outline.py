@@ -13,12 +13,9 @@ from reinforce.exchange.layout import PUBLISHED_CROP
 from reinforce.exchange.notes import Notes
 from reinforce.plan import ORIGINAL, software
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, create_or_compare
-from reinforce.shards.explicit import EXPLICIT, views_file
+from reinforce.shards.explicit import EXPLICIT, IMPORTED, views_file
 from reinforce.shards.schema import FORMAT_VERSION, Signal, caption_column, fingerprint, spine_file, view_column
 from reinforce.storage import Store
-
-IMPORTED = "imported"
-"""The kind of a model that is known by what it said only."""
 
 SEED = 0
 MANTISSA_BITS = 7

@@ -18,11 +18,10 @@ from reinforce.exchange.notes import read_notes
 from reinforce.exchange.outline import ImportedTeacher, ImportOutline, outline_of_notes
 from reinforce.exchange.samples import PublishedSample, parse_sample
 from reinforce.sample import Drop
+from reinforce.shards.explicit import MAX_NORM_ERROR
 from reinforce.shards.source import ShardError, SourceShard
 
 NUM_PEEKED = 64
-MAX_NORM_ERROR = 0.01
-"""bfloat16 moves the norm of a unit vector by up to 0.004."""
 
 LEARNED_SCALE = 100.0
 """At which most CLIP models end: the bound of their learned logit scale."""

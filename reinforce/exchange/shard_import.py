@@ -14,12 +14,12 @@ from jaxtyping import Float16
 
 from reinforce.exchange.layout import Rows
 from reinforce.exchange.outline import SEED, ImportedTeacher, ImportOutline
-from reinforce.exchange.peek import MAX_NORM_ERROR, norms_of
+from reinforce.exchange.peek import norms_of
 from reinforce.exchange.samples import SHA_FIELD, PublishedSample, parse_sample, recorded_sha256
 from reinforce.plan import ORIGINAL
 from reinforce.sample import Drop, DropReason, NullReason, Sample
 from reinforce.shard_report import ShardReport
-from reinforce.shards.explicit import views_batch, views_file, views_schema
+from reinforce.shards.explicit import MAX_NORM_ERROR, views_batch, views_file, views_schema
 from reinforce.shards.schema import (
     CAPTIONS_SCHEMA,
     FORMAT_VERSION,

@@ -5,7 +5,7 @@ the header's `size_categories` and `configs`, and nothing else. It holds no cloc
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import yaml
@@ -15,10 +15,9 @@ from reinforce.inspection.figures import Figures
 from reinforce.inspection.stats import inspect_dataset
 from reinforce.inspection.words import count, format_bytes, label, printable
 from reinforce.shards.dataset import Dataset, open_dataset
-from reinforce.shards.schema import FORMAT_VERSION
+from reinforce.shards.schema import CARD_FILE, FORMAT_VERSION
 from reinforce.storage import Store
 
-CARD_FILE = "README.md"
 _BEGIN, _END = "<!-- figures: renewed by each build -->", "<!-- end of figures -->"
 _FILL_IN = "FILL IN"
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -33,9 +32,11 @@ def write_dataset_card(store: Store, config: BuildConfig) -> bool:
     dataset = open_dataset(store.uri)
     figures = inspect_dataset(store.uri)
     try:
-        existing = store.read(CARD_FILE).decode("utf-8", "replace")
+        existing = store.read(CARD_FILE).decode()
     except FileNotFoundError:
         existing = _new_card(dataset)
+    except UnicodeDecodeError:
+        return False
     card = _renewed(existing, _figures_section(dataset, figures, config, existing), _header(figures))
     if card is None:
         return False
@@ -48,15 +49,21 @@ def _renewed(card: str, section: str, header: dict[str, Any]) -> str | None:
     parts = re.fullmatch(r"---\n(.*?)\n---\n(.*)", card, re.DOTALL)
     if parts is None or parts[2].count(_BEGIN) != 1 or parts[2].count(_END) != 1:
         return None
-    try:
-        fields = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
-        return None
-    if not isinstance(fields, dict):
-        return None
+    # As text: what a parser would read of a person's lines is not always what they wrote.
+    kept = _fields_removed(parts[1], header)
     before, rest = parts[2].split(_BEGIN)
     after = rest.split(_END)[-1]
-    return f"---\n{_yaml(fields | header)}---\n{before}{_BEGIN}\n\n{section}\n{_END}{after}"
+    return f"---\n{kept}{_yaml(header)}---\n{before}{_BEGIN}\n\n{section}\n{_END}{after}"
+
+
+def _fields_removed(header: str, names: Collection[str]) -> str:
+    """The lines of a YAML mapping without these top-level fields and what is indented, or listed, below them."""
+    kept, is_removed = [], False
+    for line in header.splitlines():
+        if line[:1] not in ("", " ", "-", "#"):
+            is_removed = line.partition(":")[0] in names
+        kept += [] if is_removed else [f"{line}\n"]
+    return "".join(kept)
 
 
 def _unlicensed(card: str, models: Sequence[str]) -> str:
@@ -193,7 +200,8 @@ def _recipe(config: BuildConfig) -> list[str]:
     recipe = config.model_dump(mode="json", exclude_defaults=True, exclude={"ray", "workers", "threads", "device"})
     for models in (recipe.get("teachers", {}), recipe.get("captioners", {})):
         for model in models.values():
-            model.pop("endpoint", None)
+            for private in ("endpoint", "api_key_env"):
+                model.pop(private, None)
             for field in ("model", "checkpoint", "path"):
                 if model.get(field):
                     model[field] = _without_folder(model[field])
@@ -213,9 +221,14 @@ def _name_of(model: dict[str, Any]) -> str:
 
 
 def _without_folder(name: str) -> str:
+    """A local path or a URI without what says where it is; a hub's name as it is."""
     prefix = "local-dir:" if name.startswith("local-dir:") else ""
     path = name.removeprefix(prefix)
-    return prefix + path.rstrip("/").rpartition("/")[2] if prefix or path.startswith("/") else name
+    if "://" in path:
+        path = path.partition("?")[0]
+    elif not prefix and not path.startswith("/"):
+        return name
+    return prefix + path.rstrip("/").rpartition("/")[2]
 
 
 def _rows(rows: Sequence[tuple[object, ...]]) -> str:

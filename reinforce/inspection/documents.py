@@ -76,6 +76,9 @@ def read_documents(store: Store, sizes: dict[str, int]) -> Documents | FileFault
                 faults.add(f"its stem is {document['stem']!r}")
         elif path.startswith("runs/") and path.endswith(".jsonl"):
             faults = _check_part(store, path)
+            if documents.checked[0].has_digest and not faults.has_digest:
+                # Cut off, a part looks like one of an older version; but that did not begin this dataset.
+                faults.add("does not end with its digest: it was cut short")
         else:
             continue
         documents.checked.append(faults)

@@ -25,6 +25,7 @@ from reinforce.inspection.runs import read_runs, total_cost
 from reinforce.inspection.sampling import MOST_VALUE_SHARDS, footer_shards, value_shards
 from reinforce.inspection.teachers import agreements
 from reinforce.shards.dataset import Dataset, open_dataset, read_document
+from reinforce.shards.explicit import IMPORTED
 from reinforce.shards.schema import Signal, failure_file
 from reinforce.storage import find_shards
 
@@ -68,10 +69,14 @@ def inspect_dataset(
         cost=total_cost(runs),
         problems=tuple(problems),
     )
+    contents = {signal.folder: document.get("content", {}) for signal, document in listing.signals.items()}
+    # What is imported may be further from unit norm than rounding explains.
     bits = {
-        signal.folder: document.get("content", {}).get("mantissa_bits") for signal, document in listing.signals.items()
+        folder: content["mantissa_bits"]
+        for folder, content in contents.items()
+        if content.get("kind") != IMPORTED and isinstance(content.get("mantissa_bits"), int)
     }
-    return replace(figures, doubts=tuple(find_doubts(figures, {name: n for name, n in bits.items() if n is not None})))
+    return replace(figures, doubts=tuple(find_doubts(figures, bits)))
 
 
 def _counted(dataset: Dataset, listing: Listing, totals: FooterTotals, values: SampledValues) -> Figures:

@@ -41,8 +41,9 @@ def read_matrix(file: ShardFile, column: str, num_rows: int | None = None) -> Ma
 
 
 def cosines(one: Matrix, other: Matrix) -> Cosines:
-    """Row by row; the rows have unit norm already."""
-    return np.asarray((one * other).sum(axis=1))
+    """Row by row; stored rows have unit norm but for their rounding, which is divided out."""
+    norms = np.sqrt((one * one).sum(axis=1) * (other * other).sum(axis=1))
+    return np.asarray((one * other).sum(axis=1) / np.where(norms > 0, norms, np.float32(1)))
 
 
 def evenly(items: Sequence[Item], count: int) -> list[Item]:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int64
 from reinforce.inspection.faults import FileFaults
 from reinforce.inspection.files import read_column
 from reinforce.sample import NullReason
+from reinforce.shards.explicit import IMPORTED, MAX_NORM_ERROR
 from reinforce.shards.reader import ShardFile, to_numpy
 from reinforce.shards.schema import Signal
 
@@ -34,6 +35,7 @@ def _check_column(
     name: str,
     keys: list[str],
     mantissa_bits: int,
+    norm_error: float,
     may_exist: Bool[np.ndarray, " rows"],
     faults: FileFaults,
 ) -> Bool[np.ndarray, " rows"]:
@@ -46,7 +48,7 @@ def _check_column(
     with np.errstate(invalid="ignore", over="ignore"):
         is_finite = np.isfinite(values).all(axis=1)
         norms = np.sqrt(np.square(values, dtype=np.float32).sum(axis=1))
-        is_off = np.abs(norms - 1) > rounding_error(mantissa_bits, values.shape[1])
+        is_off = np.abs(norms - 1) > norm_error + rounding_error(mantissa_bits, values.shape[1])
     is_good = is_finite & ~is_null
     bits = np.ascontiguousarray(values).view(np.uint16)
     is_rounded = ((bits & ((1 << (10 - mantissa_bits)) - 1)) == 0) | ((bits & 0x7C00) == 0)
@@ -82,12 +84,15 @@ def check_embeddings(
     """
     num_missing = 0
     rows: dict[str, list[int]] = {}
+    content = document["content"]
+    bits = content["mantissa_bits"]
+    norm_error = max(MAX_NORM_ERROR, 2.0**-bits) if content.get("kind") == IMPORTED else 0.0
     for index, name in enumerate(document["columns"]):
         column = read_column(file, name, faults)
         if column is None:
             return None
         may_exist = np.ones(len(keys), bool) if num_captions is None else num_captions > index
-        is_null = _check_column(column, name, keys, document["content"]["mantissa_bits"], may_exist, faults)
+        is_null = _check_column(column, name, keys, bits, norm_error, may_exist, faults)
         num_missing += int((~may_exist).sum())
         rows[name] = np.flatnonzero(is_null & may_exist).tolist()
     return Nulls(num_missing, rows)
@@ -95,13 +100,17 @@ def check_embeddings(
 
 def check_nulls(counted: dict[str, int], nulls: Nulls, signal: Signal, keys: list[str], faults: FileFaults) -> None:
     """Compares the nulls with those that the footer counts, by reason; a null too many is named."""
-    known = {str(NullReason.NON_FINITE), *([str(NullReason.NO_CAPTION)] if signal.kind == "text" else [])}
+    absent = NullReason.NO_CAPTION if signal.kind == "text" else NullReason.NO_VIEW
+    known = {str(reason) for reason in (NullReason.NON_FINITE, NullReason.NOT_UNIT, absent)}
     for name in sorted(set(counted) - known):
         faults.add(f"nulls in its footer has {name!r}, which is no reason of this kind of file")
     if nulls.num_missing != counted.get(NullReason.NO_CAPTION, 0):
         counts = f"its footer counts {counted.get(NullReason.NO_CAPTION, 0)}"
         faults.add(f"{nulls.num_missing} cells have no caption, {counts}")
-    num_nulls, expected = sum(map(len, nulls.rows.values())), counted.get(NullReason.NON_FINITE, 0)
+    num_nulls, expected = (
+        sum(map(len, nulls.rows.values())),
+        sum(counted.values()) - counted.get(NullReason.NO_CAPTION, 0),
+    )
     if num_nulls < expected:
         faults.add(f"{num_nulls} cells have no embedding for another reason, its footer counts {expected}")
     elif num_nulls > expected:

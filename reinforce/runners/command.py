@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from reinforce.config import BuildConfig, ConfigError, Recipe, load_recipe
-from reinforce.inspection.dataset_card import CARD_FILE, write_dataset_card
+from reinforce.inspection.dataset_card import write_dataset_card
 from reinforce.plan import BuildOutline, BuildPlan, load_plan
 from reinforce.prefetch import missing_of
 from reinforce.runners.extrapolation import Forecast
@@ -22,7 +22,7 @@ from reinforce.runners.worker import Job, ShardWorker
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.dataset import DATASET_FILE, read_document
 from reinforce.shards.reader import FormatError
-from reinforce.shards.schema import Signal, check_stem, failure_file
+from reinforce.shards.schema import CARD_FILE, Signal, check_stem, failure_file
 from reinforce.storage import ShardRef, StorageError, Store, find_shards, open_store, preflight
 from reinforce.weights import remote_folder
 

@@ -16,6 +16,12 @@ from reinforce.shards.schema import view_column
 EXPLICIT = "explicit"
 """What `dataset.json` says in `views` where they are stored."""
 
+IMPORTED = "imported"
+"""The kind of a model that is known by what it said only."""
+
+MAX_NORM_ERROR = 0.01
+"""Of imported rows: bfloat16 moves the norm of a unit vector by up to 0.004, and others may not have been exact."""
+
 Size = tuple[int, int]
 """Width and height in pixels."""
 

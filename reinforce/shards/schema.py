@@ -16,6 +16,7 @@ from jaxtyping import Float, Float16
 FORMAT_VERSION = 1
 MAX_ROW_GROUP_ROWS = 1024
 FOOTER_KEY = b"reinforce"
+CARD_FILE = "README.md"
 
 SPINE_SCHEMA = pa.schema(
     [
