@@ -7,6 +7,7 @@ is fetched once, and at most a micro-batch of views, and the cells of one shard,
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from reinforce.inspection.faults import Fault, Recomputed, SignalCosines
 from reinforce.inspection.inputs import Input, inputs_of_shard
 from reinforce.inspection.source_tars import SourceTars
 from reinforce.inspection.vectors import rounding_error
-from reinforce.shards.dataset import SIGNAL_FILE, Dataset
+from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, Dataset
+from reinforce.shards.explicit import IMPORTED
 from reinforce.shards.schema import Signal, round_mantissa
 from reinforce.teachers import Teacher, load_teacher, recorded_config
 from reinforce.weights import ModelError, WeightsChangedError, autocast_dtype, resolve_device
@@ -43,6 +45,36 @@ def cosine_bound(mantissa_bits: int, dim: int, precision: Precision) -> float:
     return math.cos(min(math.pi, angle))
 
 
+@dataclass(frozen=True)
+class RecordedTeachers:
+    """The teachers of a dataset, loaded again, with the signals that they are to compute; what was wrong with them."""
+
+    teachers: dict[str, Teacher]
+    signals: tuple[Signal, ...]
+    faults: tuple[Fault, ...]
+
+
+def load_recorded(documents: Documents, sources: SourceTars | None, wanted: Recomputation) -> RecordedTeachers:
+    """Loads the teachers that can be asked again, before anything else is read.
+
+    Left out are imported teachers, which nobody can load, and signals whose documents have faults. A teacher whose
+    weights are not the recorded ones is a fault, and not used. Raises `ModelError` for one that cannot be loaded.
+    """
+    damaged = {faults.path for faults in documents.checked if faults.found}
+    signals = [
+        signal
+        for signal, document in documents.signals.items()
+        if _is_wanted(signal, documents, sources)
+        and document["content"].get("kind") != IMPORTED
+        and not damaged & {DATASET_FILE, f"{signal.folder}/{SIGNAL_FILE}"}
+    ]
+    unknown = sorted(set(wanted.teachers) - {signal.model for signal in documents.signals if signal.kind != "captions"})
+    if unknown:
+        raise ModelError(f"--teacher {unknown[0]}: the dataset has no such teacher")
+    teachers, faults = _load_all(documents, signals, wanted.teachers)
+    return RecordedTeachers(teachers, tuple(s for s in signals if s.model in teachers), tuple(faults))
+
+
 def recompute(
     dataset: Dataset,
     documents: Documents,
@@ -50,20 +82,16 @@ def recompute(
     shards: Sequence[ShardCells],
     spool: Path,
     wanted: Recomputation,
+    recorded: RecordedTeachers,
 ) -> tuple[Recomputed, list[Fault]]:
     """Computes cells of `shards` again and compares them; without `sources` those of texts alone.
 
-    A teacher whose weights are not the recorded ones is a fault, and not used. Raises `ModelError` for one that cannot
-    be loaded at all, `StorageError` if the source cannot be reached.
+    Raises `StorageError` if the source cannot be reached.
     """
     start = time.perf_counter()
     seed = seed_of(documents) if wanted.seed is None else wanted.seed
-    signals = [signal for signal in documents.signals if _is_wanted(signal, documents, sources)]
-    unknown = sorted(set(wanted.teachers) - {signal.model for signal in signals})
-    if unknown:
-        raise ModelError(f"--teacher {unknown[0]}: the dataset has no such teacher to compute again")
-    loaded, faults = _load_all(documents, signals, wanted.teachers)
-    num_columns = {s: len(documents.signals[s]["columns"]) for s in signals if s.model in loaded}
+    loaded, faults = recorded.teachers, list(recorded.faults)
+    num_columns = {signal: len(documents.signals[signal]["columns"]) for signal in recorded.signals}
     cells = draw_cells(num_columns, shards, wanted.num_cells, seed)
     queues = {signal: _Queue(signal, loaded[signal.model], documents.signals[signal]) for signal in num_columns}
     image_sizes = {name: teacher.image_size for name, teacher in loaded.items()}

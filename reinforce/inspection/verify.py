@@ -5,7 +5,7 @@ once, to a local spool that holds at most four. A spine and a column of each are
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,12 +43,15 @@ def verify_dataset(
         return _verification(store, [documents], [], start)
     dataset = Dataset(store, documents.dataset)
     dataset.sizes = sizes
+    # What a damaged dataset.json says of the source is not to be followed.
+    with_source = with_source and (root is not None or not documents.checked[0].found)
     sources = SourceTars.find(documents, dataset.stems, shards, root) if with_source or shards else None
     stems = sorted(sources.stems) if sources and shards else dataset.stems
     tars = sources if with_source else None
+    check_cells = _recomputer(dataset, documents, tars, recompute) if recompute else None
     with open_spool() as spool, ThreadPoolExecutor(_NUM_THREADS, "verify") as pool:
         found = list(pool.map(lambda stem: verify_shard(dataset, documents, tars, stem, spool), stems))
-        recomputed, faults = _recompute(dataset, documents, tars, found, spool, recompute)
+        recomputed, faults = check_cells(found, spool) if check_cells else (None, [])
     strays, num_ignored = _strays(dataset, documents)
     return _verification(
         store,
@@ -63,20 +66,19 @@ def verify_dataset(
     )
 
 
-def _recompute(
-    dataset: Dataset,
-    documents: Documents,
-    tars: SourceTars | None,
-    found: Sequence[ShardFindings],
-    spool: Path,
-    wanted: Recomputation | None,
-) -> tuple[Recomputed | None, list[Fault]]:
-    if wanted is None:
-        return None, []
-    from reinforce.inspection.recompute import recompute  # the only part that loads teachers, and torch with them
+def _recomputer(
+    dataset: Dataset, documents: Documents, tars: SourceTars | None, wanted: Recomputation
+) -> Callable[[Sequence[ShardFindings], Path], tuple[Recomputed, list[Fault]]]:
+    """What computes cells again once the shards are known. Its teachers are loaded here: before anything is read."""
+    from reinforce.inspection.recompute import load_recorded, recompute  # the only part that loads torch
 
-    whole = [shard.cells for shard in found if not shard.faults]
-    return recompute(dataset, documents, tars, whole, spool, wanted)
+    recorded = load_recorded(documents, tars, wanted)
+
+    def check(found: Sequence[ShardFindings], spool: Path) -> tuple[Recomputed, list[Fault]]:
+        whole = [shard.cells for shard in found if not shard.faults]
+        return recompute(dataset, documents, tars, whole, spool, wanted, recorded)
+
+    return check
 
 
 def _strays(dataset: Dataset, documents: Documents) -> tuple[list[Fault], int]:

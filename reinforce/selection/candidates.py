@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float32, Int32, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 
 from reinforce.selection.criteria import Reason
 from reinforce.shards.dataset import Dataset
@@ -33,6 +33,7 @@ class Candidates:
     """Classes of those that were in when labels were asked; -1 where there is none."""
     label_names: tuple[str, ...] = ()
     confidences: Float32[np.ndarray, " samples"] | None = None
+    certainties: Float64[np.ndarray, " samples"] | None = None
     stand_ins: Int64[np.ndarray, " samples"] | None = None
     """For a duplicate the number of the sample that stays in its place; for any other sample its own."""
     stand_in_cosines: Float32[np.ndarray, " samples"] | None = None

@@ -6,7 +6,7 @@ A product of the clean views of one teacher with the embeddings of the classes; 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Float64, Int32
 
 from reinforce.selection.candidates import Candidates
 from reinforce.selection.signals import Rows, SignalRows
@@ -28,18 +28,25 @@ class ClassBank:
 def label_samples(candidates: Candidates, signals: SignalRows, bank: ClassBank) -> None:
     """Gives every sample that is in its label and confidence: the largest softmax over the classes.
 
-    A sample without a clean view has neither.
+    A sample without a clean view has neither. `certainties` are the log-odds of the label, which tell samples apart
+    whose confidences are 1 in float32.
     """
     labels = np.full(len(candidates), -1, np.int32)
-    confidences = np.full(len(candidates), np.nan, np.float32)
+    certainties = np.full(len(candidates), np.nan, np.float64)
     for shard in candidates.shards_in():
         views = signals.read(shard, Signal("image", bank.teacher), view_column(0))
-        labels[candidates.rows(shard)], confidences[candidates.rows(shard)] = _classify(views, bank)
-    candidates.labels, candidates.confidences, candidates.label_names = labels, confidences, bank.names
+        labels[candidates.rows(shard)], certainties[candidates.rows(shard)] = _classify(views, bank)
+    candidates.labels, candidates.certainties, candidates.label_names = labels, certainties, bank.names
+    candidates.confidences = (1 / (1 + np.exp(-certainties))).astype(np.float32)
 
 
-def _classify(views: Rows, bank: ClassBank) -> tuple[Int32[np.ndarray, " rows"], Float32[np.ndarray, " rows"]]:
-    logits = bank.logit_scale * (views @ bank.embeddings.T)
-    confidences = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
-    labels = np.where(np.isnan(confidences), -1, np.nan_to_num(logits).argmax(axis=1))
-    return labels.astype(np.int32), confidences
+def _classify(views: Rows, bank: ClassBank) -> tuple[Int32[np.ndarray, " rows"], Float64[np.ndarray, " rows"]]:
+    """The label of each row, -1 without a view, and the log of its probability by that of all other classes."""
+    logits = bank.logit_scale * (views.astype(np.float64) @ bank.embeddings.T.astype(np.float64))
+    labels = np.nan_to_num(logits).argmax(axis=1)
+    rows = np.arange(len(logits))
+    largest = logits[rows, labels]
+    logits[rows, labels] = -np.inf
+    with np.errstate(divide="ignore"):  # of a single class there are no others
+        certainties = -np.log(np.exp(logits - largest[:, None]).sum(axis=1))
+    return np.where(np.isnan(certainties), -1, labels).astype(np.int32), certainties

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from reinforce.config import ConfigError
 from reinforce.shards.schema import FOOTER_KEY, canonical_json
-from reinforce.storage import open_parent
+from reinforce.storage import StorageError, open_parent
 
 SELECTION_SCHEMA = pa.schema(
     [
@@ -64,15 +64,17 @@ def read_selection(uri: str, *, option: str = "--select") -> Selection:
     try:
         store, name = open_parent(uri)
         with store.open_input(name) as file:
-            parquet = pq.ParquetFile(file)
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
             schema = parquet.schema_arrow
             for column in _PAIRS:
                 _check_column(schema, column, f"{option} {uri}")
             table = parquet.read(list(_PAIRS))
     except FileNotFoundError:
         raise ConfigError(f"{option} {uri}: no such file") from None
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"{option} {uri}: not a Parquet file ({' '.join(str(error).split())[:100]})") from None
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{option} {uri}: not a whole Parquet file ({' '.join(str(error).split())[:100]})") from None
     for column in _PAIRS:
         if table.column(column).null_count:
             raise ConfigError(f"{option} {uri}: column {column!r} has nulls")

@@ -6,7 +6,7 @@ Costs one view column and every caption column in question of each teacher, a co
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from reinforce.selection.candidates import Candidates
 from reinforce.selection.criteria import Criteria, Reason, num_of_share
@@ -43,7 +43,7 @@ def leave_out_by_score(candidates: Candidates, criteria: Criteria) -> None:
 
 
 def leave_out_the_rest(
-    candidates: Candidates, values: Float32[np.ndarray, " samples"], num_kept: int, reason: Reason
+    candidates: Candidates, values: Float[np.ndarray, " samples"], num_kept: int, reason: Reason
 ) -> None:
     """Keeps the samples that are in with the largest values; of equal ones the first."""
     numbers = np.flatnonzero(candidates.is_in)

@@ -70,12 +70,12 @@ def _leave_out_by_signals(
 
 
 def _leave_out_by_confidence(candidates: Candidates, criteria: Criteria) -> None:
-    confidences = candidates.confidences
-    if criteria.keep_confident is None or confidences is None or not candidates.num_in:
+    certainties = candidates.certainties
+    if criteria.keep_confident is None or certainties is None or not candidates.num_in:
         return
     num_kept = num_of_share(criteria.keep_confident, candidates.num_in)
-    candidates.leave_out(Reason.NO_CONFIDENCE, np.isnan(confidences))
-    leave_out_the_rest(candidates, confidences, num_kept, Reason.NOT_CONFIDENT)
+    candidates.leave_out(Reason.NO_CONFIDENCE, np.isnan(certainties))
+    leave_out_the_rest(candidates, certainties, num_kept, Reason.NOT_CONFIDENT)
 
 
 def _footer(
