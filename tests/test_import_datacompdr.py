@@ -23,13 +23,15 @@ import reinforce
 from reinforce.cli import app
 from reinforce.config import ConfigError
 from reinforce.decode import decode
+from reinforce.inspection.report import write_report
 from reinforce.inspection.stats import inspect_dataset
+from reinforce.inspection.verify import verify_dataset
 from reinforce.sample import Box, View, ViewOp
 from reinforce.shards.schema import round_mantissa
 from reinforce.student.groups import ReadError
 from reinforce.views.render import render
 from tests.fakes import files_of
-from tests.forgery import forge_file
+from tests.forgery import flipped, forge_file
 from tests.published import (
     NUM_SYNTHETIC,
     NUM_VIEWS,
@@ -345,6 +347,41 @@ def test_it_verifies_and_an_edited_view_does_not(folder: Path, tmp_path: Path) -
     assert result.exit_code == 1
     (fault,) = json.loads(result.stdout)["faults"]
     assert (fault["path"], fault["column"], fault["row"]) == ("views/0/00.parquet", "view_002", 1)
+
+
+def test_a_bit_flipped_in_the_name_of_the_digest_of_views(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder / "imported", tmp_path / "imported"))
+    path = copy / "views/0/00.parquet"
+    start = path.read_bytes().rindex(b'"file_sha256":"')
+    for position in range(8 * start, 8 * (start + 15), 5):
+        with flipped(path, position):
+            faults = verify_dataset(str(copy), with_source=False).faults
+            assert "views/0/00.parquet" in {fault.path for fault in faults}, position
+
+
+def test_norms_that_an_import_lets_pass_are_no_fault(tmp_path: Path) -> None:
+    samples = [with_scaled_rows(published_sample(index), 1.008) for index in range(3)]
+    write_published(tmp_path / "source/00.tar", [*samples, published_sample(3)])
+    assert import_(tmp_path / "source", tmp_path / "imported").exit_code == 0
+    assert verify_dataset(str(tmp_path / "imported")).faults == ()
+    assert inspect_dataset(str(tmp_path / "imported")).doubts == ()
+
+
+def test_the_report_of_a_sample_with_fewer_views(tmp_path: Path) -> None:
+    samples = [published_sample(index) for index in range(3)]
+    samples[1] = with_json(samples[1], "paug.json", "param_aug", lambda views: views[:1])
+    write_published(tmp_path / "source/00.tar", samples)
+    assert import_(tmp_path / "source", tmp_path / "imported").exit_code == 0
+    figures = inspect_dataset(str(tmp_path / "imported"))
+    assert write_report(str(tmp_path / "imported"), tmp_path / "page.html", figures) == []
+    assert verify_dataset(str(tmp_path / "imported")).faults == ()
+
+
+def with_scaled_rows(sample: dict[str, bytes], factor: float) -> dict[str, bytes]:
+    arrays = dict(np.load(io.BytesIO(sample["npz"])))
+    file = io.BytesIO()
+    np.savez_compressed(file, **{name: rows * np.float32(factor) for name, rows in arrays.items()})
+    return sample | {"npz": file.getvalue()}
 
 
 def test_the_report_shows_the_stored_views(folder: Path, tmp_path: Path) -> None:

@@ -249,6 +249,22 @@ def test_a_file_that_does_not_fit_is_a_problem(copy: Path, figures: Figures, dam
     assert what in _printed(found)
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("samples/two.parquet", "num_kept"),
+        ("samples/two.parquet", "counts"),
+        ("embeddings/large/image/two.parquet", "nulls"),
+    ],
+)
+def test_a_footer_without_a_field_is_a_problem(copy: Path, path: str, field: str) -> None:
+    data = (copy / path).read_bytes()
+    assert data.count(f'"{field}"'.encode()) >= 1
+    (copy / path).write_bytes(data.replace(f'"{field}"'.encode(), f'"{field[:-1]}_"'.encode()))
+    problems = inspect_dataset(str(copy)).problems
+    assert path in {problem.path for problem in problems}
+
+
 def test_files_that_nothing_explains_are_problems(copy: Path) -> None:
     (copy / "samples/two.parquet").unlink()
     (copy / "captions/fake/signal.json").unlink()

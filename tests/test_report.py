@@ -209,6 +209,18 @@ def test_a_build_that_has_just_begun_and_one_without_captions(built: Path, tmp_p
     assert "lowest" not in text
 
 
+def test_shards_that_no_sample_is_picked_from(tmp_path: Path) -> None:
+    """Look-alikes are fetched from shards without a card; a shard of drops alone has none to fetch."""
+    for shard in range(8):
+        members = [(f"k{i}.png", image_bytes(i)) for i in range(6)] + [(f"k{i}.txt", b"a caption") for i in range(6)]
+        write_tar(tmp_path / f"source/{shard}.tar", members)
+    write_tar(tmp_path / "source/none.tar", [("bad.png", b"-"), ("bad.txt", b"-")])
+    run(fake_plan(), tmp_path / "source", tmp_path / "dataset")
+    text, faults = written(tmp_path / "dataset", tmp_path / "page.html", full_figures(tmp_path / "dataset"))
+    assert faults == []
+    assert text.count("<article>") > 12
+
+
 def photograph(index: int, width: int = 400, height: int = 300) -> bytes:
     """Noise at all scales, as much at each, which compresses as badly as a busy photograph."""
     rng = np.random.default_rng(index)

@@ -132,6 +132,16 @@ def test_labels_are_the_nearest_class_and_the_surest_are_kept(dataset: Path, tmp
     assert sum(outcome.labels.values()) == 15
 
 
+def test_the_surest_of_samples_whose_confidence_is_one(dataset: Path, tmp_path: Path) -> None:
+    """At a scale of thousands every softmax is 1 in float32: what counts is by how far."""
+    views = matrix(dataset, "embeddings/large/image", "view_000")
+    classes = np.stack([views[7], -views[7]]) / np.linalg.norm(views[7])
+    bank = ClassBank("large", ("like", "unlike"), classes, 5000.0, "0" * 64)
+    select(dataset, tmp_path / "surest", bank=bank, keep_confident=0.1)
+    surest = np.argsort(-np.abs(views @ classes[0]), kind="stable")[:6]
+    assert set(rows_of(tmp_path / "surest")) == {names()[index] for index in surest}
+
+
 def test_a_criterion_looks_at_what_those_before_it_left(dataset: Path, tmp_path: Path) -> None:
     """The top of a half is half of the half; a twin whose other is left out before stays."""
     half = select(dataset, tmp_path / "half", split=(0, 0.5)).num_kept

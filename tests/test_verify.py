@@ -20,11 +20,13 @@ from reinforce.inspection.recompute import cosine_bound
 from reinforce.inspection.vectors import rounding_error
 from reinforce.inspection.verify import verify_dataset
 from reinforce.runners.failures import record_failure
+from reinforce.selection import Selection
 from reinforce.shards.digests import FILE_DIGEST
 from reinforce.shards.schema import FOOTER_KEY, Signal, fingerprint, round_mantissa
 from reinforce.storage import StorageError, open_store
 from reinforce.weights import ModelError
 from tests import golden
+from tests.fakes import fake_plan, run
 from tests.forgery import (
     Members,
     build_small,
@@ -91,6 +93,17 @@ def test_the_golden_dataset_has_no_fault() -> None:
     folder = Path(golden.__file__).parent
     found = verify(folder / "dataset", root=str(folder / "source"))
     assert (found.faults, found.num_files, found.num_sources) == ((), 16, 1)
+
+
+def test_a_selection_among_repeated_keys_has_no_fault(tmp_path: Path) -> None:
+    members = [(f"k{i}.png", image_bytes(i)) for i in range(4)] + [
+        ("k3.png", image_bytes(8)),
+        ("k0.png", image_bytes(9)),
+    ]
+    write_tar(tmp_path / "source/a.tar", members)
+    selection = Selection(pa.table({"stem": ["a", "a"], "key": ["k0", "k2"]}))
+    assert not run(fake_plan(selection=selection), tmp_path / "source", tmp_path / "dataset").failed
+    assert verify(tmp_path / "dataset").faults == ()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -301,6 +314,13 @@ def test_a_spine_that_says_another_size_or_count(copy: Path) -> None:
     assert "{'unused_members': 1}" in counts.what
 
 
+def test_a_source_that_cannot_be_read_is_a_fault_beside_others(built: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(built / "source", tmp_path / "source"))
+    (source / "one.tar").unlink()
+    (source / "one.tar").mkdir()
+    assert "cannot be read" in only_fault(built / "dataset", root=str(source)).what
+
+
 def test_a_missing_source_shard_and_no_source_at_all(built: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(built / "source", tmp_path / "source"))
     (source / "one.tar").unlink()
@@ -332,6 +352,18 @@ def test_a_teacher_replaced_under_the_same_name(built: Path, tmp_path: Path) -> 
     finally:
         shutil.rmtree(built / "models")
         shutil.copytree(saved, built / "models")
+
+
+def test_what_a_damaged_document_says_is_not_computed_again(copy: Path) -> None:
+    path = copy / "embeddings/a/image/signal.json"
+    path.write_text(path.read_text().replace('"precision"', '"precisiom"'))
+    found = verify(copy, recompute=ALL)
+    assert {fault.path for fault in found.faults} == {"embeddings/a/image/signal.json"}
+    assert found.recomputed
+    assert "embeddings/a/image" not in {signal.folder for signal in found.recomputed.signals}
+    path = copy / "dataset.json"
+    path.write_text(path.read_text().replace('"source_root"', '"source_rood"'))
+    assert "dataset.json" in {fault.path for fault in verify(copy, recompute=ALL).faults}
 
 
 def test_a_precision_that_this_machine_lacks_is_fp32_and_a_wider_bound(copy: Path) -> None:

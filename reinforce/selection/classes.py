@@ -46,7 +46,9 @@ def _classify(views: Rows, bank: ClassBank) -> tuple[Int32[np.ndarray, " rows"],
     labels = np.nan_to_num(logits).argmax(axis=1)
     rows = np.arange(len(logits))
     largest = logits[rows, labels]
+    if len(bank.names) == 1:
+        return np.where(np.isnan(largest), -1, 0).astype(np.int32), np.where(np.isnan(largest), np.nan, np.inf)
     logits[rows, labels] = -np.inf
-    with np.errstate(divide="ignore"):  # of a single class there are no others
-        certainties = -np.log(np.exp(logits - largest[:, None]).sum(axis=1))
+    second = logits.max(axis=1)
+    certainties = largest - second - np.log(np.exp(logits - second[:, None]).sum(axis=1))
     return np.where(np.isnan(certainties), -1, labels).astype(np.int32), certainties
