@@ -21,6 +21,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
+_TURNED = range(2, 9)
+"""EXIF orientations that are not upright; 1 is, and others, 0 among them, mean nothing."""
+
 
 def decode(data: bytes, max_pixels: int) -> RGB | Drop:
     """Decodes an image of any common format and mode to RGB, upright by its EXIF orientation.
@@ -42,7 +45,7 @@ def decode(data: bytes, max_pixels: int) -> RGB | Drop:
     if width * height > max_pixels:
         return Drop(DropReason.TOO_MANY_PIXELS, f"{width}x{height}")
     try:
-        if image.format == "JPEG" and image.mode == "RGB" and not _is_turned(image):
+        if image.format == "JPEG" and image.mode == "RGB" and not is_turned(image):
             return _jpeg_to_rgb(data)
     except RuntimeError:  # what that decoder refuses is Pillow's to judge
         pass
@@ -55,6 +58,15 @@ def decode(data: bytes, max_pixels: int) -> RGB | Drop:
         return Drop(DropReason.CORRUPT_IMAGE, _describe(error))
 
 
+def is_stored_turned(data: bytes) -> bool:
+    """Whether `decode` turns this image, so that its stored pixels are not the upright ones. Reads the header only."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return is_turned(image)
+    except Exception:  # what does not open is not turned either
+        return False
+
+
 def _jpeg_to_rgb(data: bytes) -> RGB:
     """torchvision's decoder: bit for bit Pillow's pixels, a sixth faster, in memory that may be written to."""
     # As long to import as torch, and processes that see no JPEG, such as drivers, need none of it.
@@ -65,16 +77,17 @@ def _jpeg_to_rgb(data: bytes) -> RGB:
     return pixels
 
 
-def _is_turned(image: Image.Image) -> bool:
+def is_turned(image: Image.Image) -> bool:
+    """Whether EXIF says that the image is to be turned or mirrored to stand upright."""
     try:
-        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
     except Exception:  # an unreadable EXIF block says nothing about the orientation
         return False
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image) if _is_turned(image) else image
+        return ImageOps.exif_transpose(image) if is_turned(image) else image
     except Exception:
         return image
 

@@ -20,9 +20,9 @@ from reinforce.cli import app
 from reinforce.config import ConfigError
 from reinforce.exchange.datacompdr import import_datacompdr
 from reinforce.exchange.layout import escape_key
-from reinforce.exchange.notes import NOTES_MEMBER
 from reinforce.exchange.pictures import scaled_edges, shrunk_size
 from reinforce.sample import Box
+from reinforce.shards.source import NOTES_MEMBER
 from reinforce.student.groups import ReadError
 from reinforce.views.draw import OP_NAMES, draw
 from reinforce.views.render import matches, render

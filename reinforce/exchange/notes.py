@@ -19,10 +19,9 @@ from reinforce.shards.dataset import DATASET_FILE, Dataset, open_dataset
 from reinforce.shards.explicit import EXPLICIT
 from reinforce.shards.reader import FormatError
 from reinforce.shards.schema import FORMAT_VERSION, Signal, view_column
-from reinforce.shards.source import index_tar
+from reinforce.shards.source import NOTES_MEMBER, index_tar
 from reinforce.storage import Store, open_store
 
-NOTES_MEMBER = "__reinforce__"
 PACKED_FILE = "packed.json"
 _MOST_BYTES = 16 * 2**20
 _OF_PACKING = ("format_version", "dataset", "signals", "teachers", "captioners", "embeddings", "shortest_side")

@@ -7,9 +7,9 @@ import io
 import math
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from reinforce.decode import FORMATS, decode
+from reinforce.decode import FORMATS, decode, is_turned
 from reinforce.sample import Drop, DropReason
 from reinforce.shards.explicit import Size
 
@@ -36,6 +36,11 @@ class Picture:
 
     data: bytes
     suffix: str
+    size: Size
+    size_before: Size
+    """Upright, before it was made smaller."""
+    was_turned: bool
+    """By EXIF: the pixels were not stored upright."""
     is_encoded_again: bool
 
 
@@ -45,7 +50,6 @@ def read_header(data: bytes, max_pixels: int) -> Header | Drop:
         return Drop(DropReason.EMPTY_IMAGE, "zero bytes")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except UnidentifiedImageError:
         return Drop(DropReason.NOT_AN_IMAGE, f"begins with {data[:8].hex(' ')}")
     except Exception as error:  # Pillow's plugins raise whatever a damaged header leads them to
@@ -53,11 +57,11 @@ def read_header(data: bytes, max_pixels: int) -> Header | Drop:
     width, height = image.size
     if width * height > max_pixels:
         return Drop(DropReason.TOO_MANY_PIXELS, f"{width}x{height}")
-    return Header((width, height), orientation != 1, _SUFFIXES.get(image.format or ""))
+    return Header((width, height), is_turned(image), _SUFFIXES.get(image.format or ""))
 
 
-def pack_picture(data: bytes, max_pixels: int, shortest_side: int | None) -> tuple[Picture, Size] | Drop:
-    """The image as it is packed and its size: its own bytes, unless it has to be made smaller or turned upright.
+def pack_picture(data: bytes, max_pixels: int, shortest_side: int | None) -> Picture | Drop:
+    """The image as it is packed: its own bytes, unless it has to be made smaller or turned upright.
 
     An image is never enlarged. What is encoded again is a JPEG of `JPEG_QUALITY`, upright, without metadata.
     """
@@ -66,16 +70,17 @@ def pack_picture(data: bytes, max_pixels: int, shortest_side: int | None) -> tup
         return header
     is_small = shortest_side is None or min(header.size) <= shortest_side
     if is_small and not header.is_turned and header.suffix is not None:
-        return Picture(data, header.suffix, is_encoded_again=False), header.size
+        return Picture(data, header.suffix, header.size, header.size, was_turned=False, is_encoded_again=False)
     pixels = decode(data, max_pixels)
     if isinstance(pixels, Drop):
         return pixels
     image = Image.fromarray(pixels)
+    size_before = image.size
     if shortest_side is not None and min(image.size) > shortest_side:
         image = image.resize(shrunk_size(image.size, shortest_side), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=JPEG_QUALITY)
-    return Picture(file.getvalue(), "jpg", is_encoded_again=True), image.size
+    return Picture(file.getvalue(), "jpg", image.size, size_before, header.is_turned, is_encoded_again=True)
 
 
 def shrunk_size(size: Size, shortest_side: int) -> Size:

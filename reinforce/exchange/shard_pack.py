@@ -70,8 +70,8 @@ def pack_shard(
         for block in _blocks(dataset, stem, kept, notes, footer["source_sha256"]):
             for row, key in enumerate(block.keys):
                 try:
-                    picture, size = _picture(source, members.get(key), block, row, notes, max_pixels)
-                    found = block.members(row, picture, size, notes)
+                    picture = _picture(source, members.get(key), block, row, notes, max_pixels)
+                    found = block.members(row, picture, notes)
                 except _LeftOutError as reason:
                     report.drops[str(reason)] += 1
                     continue
@@ -85,9 +85,7 @@ def pack_shard(
     return packed, report
 
 
-def _picture(
-    source: Any, member: Member | None, block: "_Block", row: int, notes: Notes, max_pixels: int
-) -> tuple[Picture, Size]:
+def _picture(source: Any, member: Member | None, block: "_Block", row: int, notes: Notes, max_pixels: int) -> Picture:
     if member is None:
         raise _LeftOutError("missing_image")
     source.seek(member.offset)
@@ -119,7 +117,7 @@ class _Block:
     def keys(self) -> list[str]:
         return [row["key"] for row in self.rows]
 
-    def members(self, row: int, picture: Picture, size: Size, notes: Notes) -> dict[str, bytes]:
+    def members(self, row: int, picture: Picture, notes: Notes) -> dict[str, bytes]:
         """The members of one sample by suffix; raises `_LeftOutError` if it lacks something."""
         original, *synthetic = [self.captions[source][row] for source in self.captions]
         if not original:
@@ -135,13 +133,13 @@ class _Block:
             "txt": original[0].encode(),
             "json": _json(identity | {"captions": original}),
             "syn.json": _json(syn),
-            "paug.json": _json(self._views(row, size, notes.num_views)),
+            "paug.json": _json(self._views(row, picture, notes.num_views)),
             notes.document["embeddings"]: write(self._arrays(row, notes)),
         }
 
-    def _views(self, row: int, size: Size, num_views: int) -> dict[str, Any]:
+    def _views(self, row: int, picture: Picture, num_views: int) -> dict[str, Any]:
         """`paug.json`: boxes in pixels of the packed image, and, where that is another size, the exact ones."""
-        facts = self.rows[row]
+        facts, size = self.rows[row], picture.size
         if self.policy is not None:
             of_size = (facts["image_width"], facts["image_height"])
             seed = facts["view_seed"]
@@ -149,7 +147,10 @@ class _Block:
         else:
             assert self.stored_views is not None
             sizes, columns = self.stored_views
-            of_size = sizes[row] or size
+            known = sizes[row]
+            if known is None and picture.was_turned:
+                raise _LeftOutError("views_do_not_fit")
+            of_size = known or picture.size_before
             stored = [column[row] for column in columns[:num_views]]
             views = [view for view in stored if view is not None]
             if len(views) < num_views:

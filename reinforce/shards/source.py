@@ -17,6 +17,8 @@ from reinforce.config import SourceConfig
 from reinforce.sample import Drop, DropReason, Sample
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+NOTES_MEMBER = "__reinforce__"
+"""What tars of `reinforce pack` begin with. It belongs to no sample, and nothing is lost without it."""
 _BLOCK = 512
 
 
@@ -80,8 +82,8 @@ class SourceShard:
     ) -> Iterator[Sample]:
         """Every sample once. Those not in `selected` or past the first `limit` keys are dropped as `not_selected`.
 
-        `extra_fields` are further caption fields (`json.FIELD`) whose texts the samples carry in `fields`;
-        `with_labels` reads the `.cls` members, which a build has no use for.
+        `extra_fields` are further caption fields (`json.FIELD`) whose texts the samples carry in `fields`, as they
+        stand; `with_labels` reads the `.cls` members, which a build has no use for.
         """
         num_keys = 0
         with self.path.open("rb") as tar:
@@ -103,6 +105,8 @@ class SourceShard:
         entries: dict[tuple[str, int], _Entry] = {}
         repeats: Counter[tuple[str, str]] = Counter()
         for member in members:
+            if member.name == NOTES_MEMBER:
+                continue
             split = split_name(member.name, suffixes)
             if split is None:
                 self.counts["unused_members"] += 1
@@ -137,8 +141,8 @@ class SourceShard:
         modalities = {name: data for name, suffix in self.config.modalities.items() if (data := read(suffix))}
         wants_json = any(name != "txt" for name in (*self.config.captions, *extra_fields))
         document = _parse_json(read("json")) if wants_json and "json" in entry.members else None
-        captions = self._captions(self.config.captions, read("txt"), document)
-        fields = {name: tuple(self._captions((name,), None, document)) for name in extra_fields}
+        captions = [text.strip() for text in self._texts(self.config.captions, read("txt"), document)]
+        fields = {name: tuple(self._texts((name,), None, document)) for name in extra_fields}
         self.counts["captions_over_bound"] += max(0, len(captions) - self.config.max_captions)
         images = [suffix for suffix in entry.members if suffix in IMAGE_SUFFIXES]
         self.counts["unused_members"] += max(0, len(images) - 1)
@@ -153,7 +157,8 @@ class SourceShard:
             label=read("cls") if with_labels else None,
         )
 
-    def _captions(self, names: tuple[str, ...], txt: bytes | None, document: Any) -> list[str]:
+    def _texts(self, names: tuple[str, ...], txt: bytes | None, document: Any) -> list[str]:
+        """The texts of some fields as they stand, the others counted by what is wrong with them."""
         found: list[Any] = []
         for name in names:
             if name == "txt":
@@ -163,14 +168,14 @@ class SourceShard:
                 found += value if isinstance(value, list) else [] if value is None else [value]
             elif document is not None:
                 self.counts["captions_undecodable"] += 1
-        captions = []
+        texts = []
         for value in found:
-            caption = _caption_text(value)
-            if caption:
-                captions.append(caption)
+            text = _text(value)
+            if text and text.strip():
+                texts.append(text)
             else:
-                self.counts["captions_undecodable" if caption is None else "captions_empty"] += 1
-        return captions
+                self.counts["captions_undecodable" if text is None else "captions_empty"] += 1
+        return texts
 
 
 def index_tar(path: Path) -> Iterator[Member]:
@@ -218,8 +223,8 @@ def split_name(name: str, suffixes: list[str]) -> tuple[str, str] | None:
     return None
 
 
-def _caption_text(value: Any) -> str | None:
-    """A caption stripped of surrounding space, or None if it is no text that UTF-8 can hold."""
+def _text(value: Any) -> str | None:
+    """A text as it stands, or None if it is none that UTF-8 can hold."""
     try:
         if isinstance(value, bytes):
             value = value.decode("utf-8-sig")
@@ -228,7 +233,7 @@ def _caption_text(value: Any) -> str | None:
         value.encode("utf-8")
     except UnicodeError:
         return None
-    return value.strip()
+    return value
 
 
 def _parse_json(data: bytes | None) -> Any:

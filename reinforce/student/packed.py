@@ -35,17 +35,16 @@ def open_packed_shard(plan: ReadPlan, packed: Notes, visit: Visit, tar: Path) ->
     source = SourceShard(tar, plan.source)
     rows = _PackedRows(packed, choices_of(plan, visit))
     images = source.images()
-    members: dict[str, Member] = {}
+    members: list[Member] = []
     drops: Counter[str] = Counter()
     for sample in source.samples(extra_fields=(UID_FIELD, SHA_FIELD)):
         parsed = parse_sample(sample, plan.source.max_pixels, Counter())
         if isinstance(parsed, Drop) or sample.key not in images:
             drops[parsed.reason if isinstance(parsed, Drop) else "missing_image"] += plan.data.views_per_decode
         else:
-            # The key before it was escaped for the tar.
-            key = next(iter(sample.fields[UID_FIELD]), sample.key)
-            members[key] = images[sample.key]
-            rows.add(key, parsed)
+            # `uid` is the key before it was escaped for the tar.
+            members.append(images[sample.key])
+            rows.add(next(iter(sample.fields[UID_FIELD]), sample.key), parsed)
     readings = rows.readings(plan)
     views = ExplicitViews(rows.sizes, rows.views)
     usable, counts = usable_rows(plan, visit.stem, rows.keys, readings, views)

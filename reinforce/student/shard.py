@@ -7,7 +7,8 @@ comes, and every view of the visit rendered from it.
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int64
 
-from reinforce.decode import decode
+from reinforce.decode import decode, is_stored_turned
 from reinforce.replay import ImageMismatchError, Views, drawn_views, read_explicit_views
 from reinforce.sample import Drop, Pixels
 from reinforce.shards.dataset import Dataset
@@ -44,14 +45,15 @@ class VisitedShard:
     views: Views
     plan: ReadPlan
     tar: Path
-    members: dict[str, Member] = field(default_factory=dict)
+    members: Sequence[Member | None]
+    """Each row's image in the tar, if it is there."""
     _file: BinaryIO | None = None
 
     def load(self, row: int, size: int, clock: Stopwatch) -> list[Pixels] | Drop:
         """The views of one row, by reading, or why its image does not decode; raises `ImageMismatchError`."""
         clock.start()
         key = self.keys[row]
-        data = self._read(key)
+        data = self._read(row)
         expected = self.image_sha256s[row] if self.plan.data.verify_images else None
         if expected is not None and hashlib.sha256(data).digest() != expected:
             raise ImageMismatchError(f"sample {key}: its image is not the one the signals were made from (sha256)")
@@ -60,6 +62,8 @@ class VisitedShard:
         clock.lap("decode")
         if isinstance(image, Drop):
             return image
+        if not self.views.knows_size(row) and is_stored_turned(data):
+            raise ImageMismatchError(f"sample {key}: its image is turned by EXIF, its boxes are not")
         image_size = (image.shape[1], image.shape[0])
         try:
             views = [self.views.view(row, reading.view, image_size) for reading in self.readings]
@@ -75,10 +79,10 @@ class VisitedShard:
             self._file.close()
             self._file = None
 
-    def _read(self, key: str) -> bytes:
-        member = self.members.get(key)
+    def _read(self, row: int) -> bytes:
+        member = self.members[row]
         if member is None:
-            raise ImageMismatchError(f"sample {key} is not in the tar")
+            raise ImageMismatchError(f"sample {self.keys[row]} is not in the tar")
         if self._file is None:
             # Opened once: opening it for every image takes seven times as long as reading one.
             self._file = self.tar.open("rb")
@@ -100,7 +104,8 @@ def open_shard(plan: ReadPlan, dataset: Dataset, visit: Visit, tar: Path) -> Vis
     else:
         views = drawn_views(plan.policy, spine)
     usable, counts = usable_rows(plan, visit.stem, reader.keys, readings, views)
-    members = SourceShard(tar, plan.source).images()
+    images = SourceShard(tar, plan.source).images()
+    members = [images.get(key) for key in reader.keys]
     sha256s = spine.column("image_sha256").to_pylist()
     return VisitedShard(visit, reader.keys, readings, usable, counts, sha256s, views, plan, tar, members)
 

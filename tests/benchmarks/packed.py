@@ -17,7 +17,7 @@ from reinforce.captioners import FakeCaptioner
 from reinforce.config import BuildConfig, DataConfig, TeacherConfig, ViewPolicy
 from reinforce.decode import decode
 from reinforce.exchange.pack import PackOptions, pack
-from reinforce.exchange.pictures import pack_picture, scaled_edges
+from reinforce.exchange.pictures import Picture, pack_picture, scaled_edges
 from reinforce.plan import BuildPlan
 from reinforce.sample import RGB, Box, Pixels, View
 from reinforce.shards.explicit import Size
@@ -107,11 +107,10 @@ def print_sizes_and_speed(folder: Path) -> None:
 def shrunk(data: bytes, shortest_side: int) -> tuple[RGB, Size]:
     """The packed image, decoded, and its size."""
     found = pack_picture(data, MAX_PIXELS, shortest_side)
-    assert isinstance(found, tuple)
-    picture, size = found
-    pixels = decode(picture.data, MAX_PIXELS)
+    assert isinstance(found, Picture)
+    pixels = decode(found.data, MAX_PIXELS)
     assert isinstance(pixels, np.ndarray)
-    return pixels, size
+    return pixels, found.size
 
 
 def whole_pixels(view: View, size: Size) -> View:
