@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import shutil
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,17 @@ BAD: dict[str, tuple[Callable[[dict[str, bytes]], dict[str, bytes]], str, str]] 
     "a text more": (lambda s: with_json(s, "syn.json", "syn_text", lambda v: [*v, "x"]), "bad_signals", "3 rows for 4"),
     "operation 14": (lambda s: _with_op(s, [14, 0.0]), "bad_signals", "operation 14"),
     "9 bits": (lambda s: _with_op(s, [10, 9.0]), "bad_signals", "Posterize"),
+    "no float": (lambda s: _with_box(s, [0, 0, 9, 10**400]), "bad_signals", "whole pixels"),
+    "no magnitude": (lambda s: _with_op(s, [4, 10**400]), "bad_signals", "not [number, magnitude]"),
+    "half a letter": (
+        lambda s: with_json(s, "syn.json", "syn_text", lambda v: ["\ud800", "x"]),
+        "bad_signals",
+        "UTF-8",
+    ),
+    "narrow": (lambda s: s | {"npz": _npz_of_width(16)}, "bad_signals", "16 wide, not 20"),
+    "broad": (lambda s: s | {"npz": _npz_of_width(25)}, "bad_signals", "25 wide, not 20"),
+    "two clean views": (lambda s: s | {"npz": _npz_of_width(20, num_clean=2)}, "bad_signals", "clean_emb"),
+    "bzip2": (lambda s: s | {"npz": _zip_of(bytes(99), zipfile.ZIP_BZIP2)}, "bad_signals", "other means"),
     "half a pixel": (lambda s: _with_box(s, [0, 0.5, 9, 9]), "bad_signals", "whole pixels"),
     "box beyond": (lambda s: _with_box(s, [0, 20, 10, 41]), "views_do_not_fit", "not within 60 x 40"),
     "turned": (lambda s: s | {"jpg": _turned()}, "views_do_not_fit", "EXIF"),
@@ -197,12 +209,19 @@ def _lying_npz() -> bytes:
     """Its header tells of 2^40 rows."""
     data = io.BytesIO()
     np.lib.format.write_array_header_1_0(data, {"descr": "<f4", "fortran_order": False, "shape": (2**40, 20)})
-    import zipfile
+    return _zip_of(data.getvalue() + bytes(80), zipfile.ZIP_STORED)
 
+
+def _zip_of(data: bytes, compression: int) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("image_emb.npy", data.getvalue() + bytes(80))
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("image_emb.npy", data)
     return file.getvalue()
+
+
+def _npz_of_width(width: int, num_clean: int = 1) -> bytes:
+    arrays = {name: np.ones((rows, width), np.float32) for name, rows in (("text_emb", 3), ("clean_emb", num_clean))}
+    return _npz(np.ones((NUM_VIEWS, width), np.float32), **arrays)
 
 
 def _npz_bomb() -> bytes:

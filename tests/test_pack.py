@@ -111,7 +111,7 @@ def test_torchvision_replays_their_parameters_to_our_views(folder: Path) -> None
 
 @pytest.mark.parametrize("name", ["npz", "pth", "small"])
 def test_what_was_packed_comes_back_value_for_value(folder: Path, tmp_path: Path, name: str) -> None:
-    summary = import_datacompdr(str(folder / name), str(tmp_path), dims={}, logit_scales={}, captioner="unused")
+    summary = import_datacompdr(str(folder / name), str(tmp_path), dims={}, logit_scales={})
     assert summary.done.num_kept == 21
     before, after = reinforce.open_dataset(str(folder / "reinforced")), reinforce.open_dataset(str(tmp_path))
     assert list(after.signals) == list(before.signals)
@@ -197,11 +197,12 @@ def test_the_same_bytes_again_and_nothing_twice(folder: Path, tmp_path: Path) ->
     tars = {path: (folder / "npz" / path).read_bytes() for path in ("a.tar", "folder/b.tar", "c.tar")}
     assert all((tmp_path / "again" / path).read_bytes() == data for path, data in tars.items())
     (tmp_path / "again/c.tar").unlink()
-    (tmp_path / "again/a.tar").write_bytes(b"left alone")
+    marked = tars["a.tar"] + b"left alone"
+    (tmp_path / "again/a.tar").write_bytes(marked)
     resumed = pack(tmp_path, "again")
     assert "(2 were before this run)" in resumed.stdout
     assert (tmp_path / "again/c.tar").read_bytes() == tars["c.tar"]
-    assert (tmp_path / "again/a.tar").read_bytes() == b"left alone"
+    assert (tmp_path / "again/a.tar").read_bytes() == marked
     other = pack(tmp_path, "again", "--shortest-side", "20")
     assert other.exit_code == 2
     assert "shortest_side is null there and 20" in other.stderr
@@ -270,7 +271,7 @@ def test_tars_in_a_bucket(folder: Path, tmp_path: Path, server: S3Server, monkey
     uri = f"s3://{server.make_bucket('packed')}/set"
     result = CliRunner().invoke(app, ["pack", str(folder / "reinforced"), "--output", uri])
     assert result.exit_code == 0, result.output
-    summary = import_datacompdr(uri, str(tmp_path), dims={}, logit_scales={}, captioner="unused")
+    summary = import_datacompdr(uri, str(tmp_path), dims={}, logit_scales={})
     assert (summary.done.num_kept, summary.failed) == (21, {})
     local, remote = plan_of(folder / "npz"), plan_of(uri)  # type: ignore[arg-type]
     assert remote.count_samples() == 21

@@ -1,5 +1,6 @@
 """`reinforce import-datacompdr` and `pack`: datasets in and out of the published layout of DataCompDR."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
@@ -18,9 +19,13 @@ def import_datacompdr(
         str | None, typer.Option(help="NAME=WIDTH,...: the teachers in the order of the columns. Not for packed tars.")
     ] = None,
     logit_scale: Annotated[
-        list[str], typer.Option(help="NAME=SCALE to match a teacher at; default 100. One teacher each.")
+        list[str],
+        typer.Option(help="NAME=SCALE to match a teacher at; default 100. One teacher each. Not for packed tars."),
     ] = [],  # noqa: B006
-    captioner: Annotated[str, typer.Option(help="The name that the synthetic captions get.")] = "datacompdr",
+    captioner: Annotated[
+        str | None,
+        typer.Option(help="The name that the synthetic captions get; default datacompdr. Not for packed tars."),
+    ] = None,
 ) -> None:
     """Turn DataCompDR tars into a dataset of this format, to train from and to inspect. Run again to resume."""
     with one_line_errors():
@@ -76,7 +81,7 @@ def _pairs(option: str, given: Sequence[str], number: type[Number]) -> dict[str,
             parsed = number(value)
         except ValueError:
             parsed = number(0)
-        if not equals or not name or not parsed > 0:
+        if not equals or not name or not 0 < parsed < math.inf:
             raise ConfigError(
                 f"{option} {text}: give NAME={'WIDTH' if number is int else 'SCALE'}, such as teacher_a=768"
             )

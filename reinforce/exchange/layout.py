@@ -68,6 +68,10 @@ def parse_texts(document: Mapping[str, Any], field: str) -> list[str]:
     texts = document.get(field)
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise MemberError(f"{field} is not a list of strings")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise MemberError(f"{field} has a text that UTF-8 cannot hold") from None
     return texts
 
 
@@ -143,7 +147,8 @@ def _published_value(op: ViewOp) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # JSON has integers that no float can hold; NaN is less than nothing.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _is_whole(value: Any) -> bool:
@@ -182,10 +187,16 @@ def _read_npz(data: bytes) -> dict[str, Rows]:
         for name in (IMAGE_ROWS, TEXT_ROWS, CLEAN_ROWS):
             if f"{name}.npy" in archive.namelist():
                 try:
-                    arrays[name] = _read_npy(archive.read(f"{name}.npy"))
+                    arrays[name] = _read_npy(_read_member(archive, f"{name}.npy"))
                 except Exception as error:  # zipfile and its decompressors raise whatever damage leads them to
                     raise MemberError(f"npz: {name} is damaged ({' '.join(str(error).split())[:100]})") from None
     return arrays
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A member no longer than it says: `archive.read` would unpack all of one whose size is forged."""
+    with archive.open(name) as file:
+        return file.read(archive.getinfo(name).file_size + 1)
 
 
 def _read_npy(data: bytes) -> Rows:
@@ -236,6 +247,9 @@ def _open_zip(data: bytes, name: str) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except Exception:  # likewise
         raise MemberError(f"{name} is no zip archive, or cut") from None
+    if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in archive.infolist()):
+        # Python unpacks the others' blocks whole, whatever their size.
+        raise MemberError(f"{name} is compressed by other means than deflate")
     if sum(info.file_size for info in archive.infolist()) > MAX_UNPACKED_BYTES:
         raise MemberError(f"{name} unpacks to more than {MAX_UNPACKED_BYTES:,} bytes")
     return archive

@@ -49,6 +49,13 @@ class ImportOutline:
     num_views: int
     has_clean: bool
     source: SourceConfig
+    packing: Notes | None = None
+    """Of tars of `reinforce pack`: the notes that all of them have."""
+
+    @property
+    def width(self) -> int:
+        """Of the embeddings: all teachers side by side."""
+        return sum(teacher.dim for teacher in self.teachers)
 
     @property
     def first_view(self) -> int:
@@ -165,4 +172,4 @@ def outline_of_notes(notes: Notes) -> ImportOutline:
                 originals,
             )
         )
-    return ImportOutline(tuple(teachers), notes.captioners, notes.num_views, notes.has_clean, notes.source)
+    return ImportOutline(tuple(teachers), notes.captioners, notes.num_views, notes.has_clean, notes.source, notes)

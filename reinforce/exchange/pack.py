@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +12,14 @@ from rich.console import Console
 
 from reinforce.config import ConfigError
 from reinforce.config.base import Strict
-from reinforce.exchange.notes import PACKED_FILE, Notes
+from reinforce.exchange.notes import PACKED_FILE, Notes, read_front
 from reinforce.exchange.shard_pack import pack_shard
-from reinforce.exchange.shards_run import fetch, run_shards
+from reinforce.exchange.shards_run import check_apart, fetch, run_shards
 from reinforce.plan import ORIGINAL
 from reinforce.runners.summary import BuildSummary
 from reinforce.shard_report import ShardReport
-from reinforce.shards.dataset import Dataset, create_or_compare, open_dataset
+from reinforce.shards.dataset import DATASET_FILE, Dataset, create_or_compare, open_dataset
+from reinforce.shards.reader import FormatError
 from reinforce.shards.schema import FORMAT_VERSION, Signal
 from reinforce.storage import ShardRef, Store, find_shards, open_spool, open_store
 
@@ -43,7 +45,8 @@ def pack(
     """Packs the finished shards of a dataset, or goes on packing; the command as a function.
 
     `shards` narrows it to these of its source shards, `root` is where the source is now. Raises `ConfigError` for a
-    dataset that the layout cannot hold, `DatasetMismatchError` if the output was packed otherwise.
+    dataset that the layout cannot hold or an output that holds anything else, `DatasetMismatchError` if the output was
+    packed otherwise.
     """
     options = options or PackOptions()
     dataset = open_dataset(uri)
@@ -56,10 +59,15 @@ def pack(
             "run the build again, or name the finished ones with --shards"
         )
     store = open_store(output, create=True)
+    check_apart(store, refs[0].store.uri)
+    if store.exists(DATASET_FILE):
+        raise ConfigError(f"--output {store.uri}: is a dataset; give the tars a folder of their own")
     store.sweep_temporaries()
-    create_or_compare(store, PACKED_FILE, dict(notes.document), list(notes.document))
     existing = {info.path for info in store.list()}
-    missing = [ref for ref in refs if ref.path not in existing]
+    if PACKED_FILE in existing:
+        _record(store, notes)
+    missing = [ref for ref in refs if ref.path not in existing or not _is_packed(store, ref, notes)]
+    _record(store, notes)
     with open_spool() as spool:
 
         def work(ref: ShardRef) -> ShardReport:
@@ -74,6 +82,19 @@ def pack(
             existing=existing,
             num_before=len(refs) - len(missing),
         )
+
+
+def _record(output: Store, notes: Notes) -> None:
+    create_or_compare(output, PACKED_FILE, dict(notes.document), list(notes.document))
+
+
+def _is_packed(output: Store, ref: ShardRef, notes: Notes) -> bool:
+    """True for a tar that is there; raises `ConfigError` if it is not of this packing."""
+    with suppress(FormatError):
+        found = read_front(output, ref.path)
+        if found.is_of(notes) and found.document.get("stem") == ref.stem:
+            return True
+    raise ConfigError(f"--output: {output.uri_of(ref.path)} is not a tar of this packing; give another folder")
 
 
 def _pack(ref: ShardRef, dataset: Dataset, notes: Notes, output: Store, spool: Path) -> ShardReport:

@@ -21,17 +21,20 @@ from reinforce.sample import Drop
 from reinforce.shards.explicit import MAX_NORM_ERROR
 from reinforce.shards.source import ShardError, SourceShard
 
+CAPTIONER = "datacompdr"
+"""What the synthetic captions of published tars are called, if the user does not say."""
+
 NUM_PEEKED = 64
 
 LEARNED_SCALE = 100.0
 """At which most CLIP models end: the bound of their learned logit scale."""
 
 
-def peek(tar: Path, widths: Mapping[str, int], scales: Mapping[str, float], captioner: str) -> ImportOutline:
+def peek(tar: Path, widths: Mapping[str, int], scales: Mapping[str, float], captioner: str | None) -> ImportOutline:
     """The outline of the import of which this is the first tar.
 
-    Raises `ConfigError` if `widths` (teacher -> width, in order) are not those of the data, `ShardError` if the tar
-    holds no usable sample.
+    Raises `ConfigError` if `widths` (teacher -> width, in order) are not those of the data or the tar says itself what
+    is given, `ShardError` if it holds no usable sample.
     """
     notes = read_notes(tar)
     if notes is not None:
@@ -40,12 +43,15 @@ def peek(tar: Path, widths: Mapping[str, int], scales: Mapping[str, float], capt
         if widths and list(widths.items()) != expected:
             says = ", ".join(f"{name}={dim}" for name, dim in expected)
             raise ConfigError(f"--dims: these tars are of `reinforce pack` and say {says} themselves; leave it out")
+        for option, is_given in (("--logit-scale", bool(scales)), ("--captioner", captioner is not None)):
+            if is_given:
+                raise ConfigError(f"{option}: these tars are of `reinforce pack` and say it themselves; leave it out")
         return outline
     source = source_config(("txt",), 1)
     drops: list[Drop] = []
     found: list[PublishedSample] = []
     for sample in SourceShard(tar, source).samples():
-        parsed = parse_sample(sample, source.max_pixels, Counter())
+        parsed = parse_sample(sample, source.max_pixels, Counter(), width=None)
         if isinstance(parsed, Drop):
             drops.append(parsed)
         else:
@@ -55,12 +61,15 @@ def peek(tar: Path, widths: Mapping[str, int], scales: Mapping[str, float], capt
     if not found:
         few = "; ".join(dict.fromkeys(f"{drop.reason} ({drop.detail})" for drop in islice(drops, 3)))
         raise ShardError(f"holds no sample of the published layout: {few}")
+    # A damaged sample may be of any width; what most have is the set's.
+    width = Counter(sample.image_rows.shape[1] for sample in found).most_common(1)[0][0]
+    found = [sample for sample in found if sample.image_rows.shape[1] == width]
     teachers = _teachers(widths, scales, found)
     num_synthetic = max(len(sample.synthetic) for sample in found)
     max_captions = max(len(sample.sample.captions) for sample in found)
     return ImportOutline(
         teachers,
-        {captioner: num_synthetic} if num_synthetic else {},
+        {captioner or CAPTIONER: num_synthetic} if num_synthetic else {},
         max(len(sample.views) for sample in found),
         has_clean=False,
         source=source_config(("txt",), max_captions),

@@ -6,7 +6,7 @@ Only the header of an image is read here; everything else is: 1.3 ms for 36 rows
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reinforce.exchange.layout import (
     CLEAN_ROWS,
@@ -35,6 +35,7 @@ class PublishedSample:
     """What the members of one key say. `image_size` is None where the image is not joined."""
 
     sample: Sample
+    """Without image and members: hundreds of these wait for one another."""
     image_size: Size | None
     views: list[ExplicitView]
     views_size: Size | None
@@ -66,8 +67,8 @@ class PublishedSample:
         raise AssertionError(captioner)
 
 
-def parse_sample(sample: Sample, max_pixels: int, counts: Counter[str]) -> PublishedSample | Drop:
-    """The sample's signals, or why they cannot be used.
+def parse_sample(sample: Sample, max_pixels: int, counts: Counter[str], *, width: int | None) -> PublishedSample | Drop:
+    """The sample's signals, or why they cannot be used. `width` is that of its embeddings, where it is known.
 
     Adds to `counts` the `extra_text_rows` beyond the sample's texts.
     """
@@ -88,7 +89,7 @@ def parse_sample(sample: Sample, max_pixels: int, counts: Counter[str]) -> Publi
         image_size = header.size
     try:
         parsed = _parse(sample, members, image_size)
-        _check(parsed)
+        _check(parsed, width)
     except MemberError as error:
         return Drop(DropReason.BAD_SIGNALS, str(error))
     except BoxOutsideError as error:
@@ -106,14 +107,16 @@ def _parse(sample: Sample, members: Mapping[str, bytes], image_size: Size | None
             raise MemberError("paug.json: boxes are not those of param_aug")
         views = [ExplicitView(*parse_box(box), ops=view.ops) for box, view in zip(boxes, views, strict=True)]
     num_synthetic = syn.get("num_captions", {})
-    if not isinstance(num_synthetic, dict) or not all(isinstance(count, int) for count in num_synthetic.values()):
+    if not isinstance(num_synthetic, dict) or not all(
+        isinstance(count, int) and count >= 0 for count in num_synthetic.values()
+    ):
         raise MemberError("syn.json: num_captions is not a count for each captioner")
     arrays = read_embeddings(members.get("npz"), members.get("pth"))
     missing = [name for name in (IMAGE_ROWS, TEXT_ROWS) if name not in arrays]
     if missing:
         raise MemberError(f"its embeddings lack {missing[0]}")
     return PublishedSample(
-        sample=sample,
+        sample=replace(sample, image=b"", modalities={}),
         image_size=image_size,
         views=views,
         views_size=views_size,
@@ -125,14 +128,19 @@ def _parse(sample: Sample, members: Mapping[str, bytes], image_size: Size | None
     )
 
 
-def _check(parsed: PublishedSample) -> None:
+def _check(parsed: PublishedSample, width: int | None) -> None:
     """Raises `MemberError` or `BoxOutsideError` if the members contradict one another."""
     if len(parsed.image_rows) != len(parsed.views):
         raise MemberError(f"image_emb has {len(parsed.image_rows)} rows for {len(parsed.views)} views")
     if len(parsed.text_rows) < parsed.num_text_rows:
         raise MemberError(f"text_emb has {len(parsed.text_rows)} rows for {parsed.num_text_rows} texts")
-    if parsed.image_rows.shape[1] != parsed.text_rows.shape[1]:
+    found = parsed.image_rows.shape[1]
+    if found != parsed.text_rows.shape[1]:
         raise MemberError("image_emb and text_emb differ in width")
+    if width not in (None, found):
+        raise MemberError(f"its embeddings are {found} wide, not {width}")
+    if parsed.clean_row is not None and parsed.clean_row.shape != (1, found):
+        raise MemberError(f"clean_emb is not one row {found} wide")
     if parsed.num_synthetic and sum(parsed.num_synthetic.values()) != len(parsed.synthetic):
         raise MemberError("syn.json: num_captions do not add up")
     if parsed.views_size is not None:

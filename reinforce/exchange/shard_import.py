@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float16
 
 from reinforce.exchange.layout import Rows
+from reinforce.exchange.notes import read_notes
 from reinforce.exchange.outline import SEED, ImportedTeacher, ImportOutline
 from reinforce.exchange.peek import norms_of
 from reinforce.exchange.samples import SHA_FIELD, PublishedSample, parse_sample, recorded_sha256
@@ -20,6 +21,7 @@ from reinforce.plan import ORIGINAL
 from reinforce.sample import Drop, DropReason, NullReason, Sample
 from reinforce.shard_report import ShardReport
 from reinforce.shards.explicit import MAX_NORM_ERROR, views_batch, views_file, views_schema
+from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import (
     CAPTIONS_SCHEMA,
     FORMAT_VERSION,
@@ -31,7 +33,7 @@ from reinforce.shards.schema import (
     round_mantissa,
     spine_file,
 )
-from reinforce.shards.source import SourceShard
+from reinforce.shards.source import ShardError, SourceShard
 from reinforce.shards.writer import ShardFileWriter, captions_batch, embeddings_batch, spine_batch
 from reinforce.storage import Store
 from reinforce.views.draw import view_seed
@@ -42,8 +44,14 @@ _ROWS_AT_ONCE = 256
 def import_shard(tar: Path, stem: str, outline: ImportOutline, output: Store, spool: Path) -> ShardReport:
     """Imports a local tar and commits its files, the spine first.
 
-    Raises `ShardError` if the tar cannot be read. A sample that cannot be used becomes a drop of the spine.
+    Raises `ShardError` if the tar cannot be read, is not of the packing that the outline is of, or is another than the
+    one whose import began. A sample that cannot be used becomes a drop of the spine.
     """
+    notes = read_notes(tar)
+    if outline.packing is None and notes is not None:
+        raise ShardError("is a tar of `reinforce pack`, the first one is not: import it to another --output")
+    if outline.packing is not None and not (notes is not None and notes.is_of(outline.packing)):
+        raise ShardError("is not of the same `reinforce pack` as the first one: import it to another --output")
     work = _ShardImport(stem, outline, spool)
     try:
         with tar.open("rb") as file:
@@ -83,7 +91,7 @@ class _ShardImport:
 
     def add(self, sample: Sample) -> None:
         """Takes the next sample of the tar."""
-        parsed = parse_sample(sample, self.outline.source.max_pixels, self.counts)
+        parsed = parse_sample(sample, self.outline.source.max_pixels, self.counts, width=self.outline.width)
         drop = parsed if isinstance(parsed, Drop) else None
         self.report.num_samples += 1
         if drop is not None:
@@ -132,6 +140,8 @@ class _ShardImport:
             name: [[sample.synthetic[i] for i in self._share(sample, name)] for sample in kept]
             for name in self.outline.captioners
         }
+        num_stored = sum(len(texts) for of_samples in captions.values() for texts in of_samples)
+        self.counts["synthetic_over_bound"] += sum(len(sample.synthetic) for sample in kept) - num_stored
         for file in self._files:
             if file.signal.kind == "captions":
                 self._append_captions(file, keys, captions[file.signal.model])
@@ -156,8 +166,10 @@ class _ShardImport:
         values = np.full((len(columns), len(kept), teacher.dim), np.nan, np.float16)
         absent = NullReason.NO_VIEW if file.signal.kind == "image" else NullReason.NO_CAPTION
         for index, sample in enumerate(kept):
-            rows = self._rows_of(sample, file.signal, len(columns))[:, teacher.slice()]
-            values[: len(rows), index] = _stored(rows, teacher.mantissa_bits, file.nulls)
+            # Where the clean view is missing, the others stay in their columns.
+            start = int(file.signal.kind == "image" and self.outline.has_clean and sample.clean_row is None)
+            rows = self._rows_of(sample, file.signal, len(columns) - start)[:, teacher.slice()]
+            values[start : start + len(rows), index] = _stored(rows, teacher.mantissa_bits, file.nulls)
             file.nulls[absent] += len(columns) - len(rows)
         file.writer.append(embeddings_batch(keys, dict(zip(columns, values, strict=True))))
 
@@ -189,7 +201,8 @@ class _ShardImport:
             "drops": dict(report.drops),
             "counts": dict(report.counts),
         }
-        self._publish(output, self._spine, spine_file(report.stem), common | footer)
+        if not self._publish(output, self._spine, spine_file(report.stem), common | footer):
+            _check_same_source(output, report.stem, source["source_sha256"])
         footer = {
             "kind": "views",
             "fingerprint": outline.spine_fingerprint,
@@ -213,11 +226,14 @@ class _ShardImport:
                     footer["captions_sha256"] = self._digests[file.signal.source].hexdigest()
             self._publish(output, file.writer, file.signal.file(report.stem), common | footer)
 
-    def _publish(self, output: Store, writer: ShardFileWriter, path: str, footer: dict[str, Any]) -> None:
-        if writer.commit(output, path, footer):
+    def _publish(self, output: Store, writer: ShardFileWriter, path: str, footer: dict[str, Any]) -> bool:
+        """False if the file was there already, from a run before."""
+        is_new = writer.commit(output, path, footer)
+        if is_new:
             self.report.num_files += 1
             self.report.num_bytes += writer.spool.stat().st_size
         writer.spool.unlink()
+        return is_new
 
     def abandon(self) -> None:
         """Removes what was not published."""
@@ -231,6 +247,13 @@ class _ShardImport:
             return _SignalFile(signal, ShardFileWriter(path, CAPTIONS_SCHEMA))
         schema = embeddings_schema(self.outline.columns(signal), self._teacher(signal).dim)
         return _SignalFile(signal, ShardFileWriter(path, schema))
+
+
+def _check_same_source(output: Store, stem: str, sha256: str) -> None:
+    """The spine of a run before decides which tar the other files of its shard are made from."""
+    with ShardFile(output, spine_file(stem)) as spine:
+        if spine.footer["source_sha256"] != sha256:
+            raise ShardError("is another tar than the one whose import began: put that back, or use another --output")
 
 
 def _stored(rows: Rows, mantissa_bits: int, nulls: Counter[str]) -> Float16[np.ndarray, "rows dim"]:

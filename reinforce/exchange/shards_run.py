@@ -58,6 +58,12 @@ def run_shards(
     return summary
 
 
+def check_apart(output: Store, source_root: str) -> None:
+    """Raises `ConfigError` if what is written would lie among the tars that are read."""
+    if output.uri.partition("?")[0] == source_root.partition("?")[0]:
+        raise ConfigError(f"--output {output.uri}: is the folder of the source's tars; give one of its own")
+
+
 def describe_run(summary: BuildSummary, told: Mapping[str, str]) -> str:
     """The last lines of a run. `told` are counts that are nothing left out, with what they mean."""
     lines = [f"{summary.done.counts.pop(name, 0):,} {words}" for name, words in told.items()]

@@ -39,7 +39,7 @@ _SPINE_FIELDS = _COMMON_FIELDS | {"num_kept", "drops", "counts"}
 _SIGNAL_FIELDS = _COMMON_FIELDS | {"signal", "weights_sha256", "nulls"}
 SOURCE_COUNTS = frozenset({"unused_members", "captions_empty", "captions_undecodable", "captions_over_bound"})
 """What a tar says of itself."""
-_IMPORT_COUNTS = {"extra_text_rows", "images_changed", "views_over_bound"}
+_IMPORT_COUNTS = {"extra_text_rows", "images_changed", "synthetic_over_bound", "views_over_bound"}
 """What an import adds to that: embeddings say it, not the members that a source is read for."""
 
 

@@ -37,8 +37,9 @@ def open_packed_shard(plan: ReadPlan, packed: Notes, visit: Visit, tar: Path) ->
     images = source.images()
     members: list[Member] = []
     drops: Counter[str] = Counter()
+    width = sum(packed.widths.values())
     for sample in source.samples(extra_fields=(UID_FIELD, SHA_FIELD)):
-        parsed = parse_sample(sample, plan.source.max_pixels, Counter())
+        parsed = parse_sample(sample, plan.source.max_pixels, Counter(), width=width)
         if isinstance(parsed, Drop) or sample.key not in images:
             drops[parsed.reason if isinstance(parsed, Drop) else "missing_image"] += plan.data.views_per_decode
         else:
