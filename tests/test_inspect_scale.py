@@ -113,6 +113,7 @@ def test_agreement_is_that_of_brute_force(planted: Path, figures: Figures) -> No
         files = [planted / f"embeddings/{teacher}/image/{stem}.parquet" for stem in "abc"]
         cells = [cell for path in files for cell in pq.read_table(path)["view_000"].to_pylist()]
         rows = np.array(cells, np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         cosines = rows @ rows.T
         np.fill_diagonal(cosines, -2)
         nearest.append([set(order[-10:].tolist()) for order in np.argsort(cosines)])

@@ -326,7 +326,7 @@ def test_a_meter_says_what_the_limit_is(is_waiting: bool, reader_s: dict[str, fl
             if step == 0:
                 time.sleep(0.05)  # opening the first shards is nobody's limit
             elif is_waiting:
-                time.sleep(0.02)
+                time.sleep(0.1)
         if not is_waiting:
             time.sleep(0.02)
         meter.add({"loss": torch.tensor(1.0)}, batch)
