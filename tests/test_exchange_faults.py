@@ -93,7 +93,9 @@ def test_packed_boxes_are_of_the_image_before_it_shrank(tmp_path: Path) -> None:
 
 
 def test_only_orientations_that_turn_are_turned(tmp_path: Path) -> None:
-    garbled = encode(Image.open(io.BytesIO(image_bytes(1, 100, 100))), "JPEG", exif=b"Exif\0\0no TIFF at all")
+    garbled = encode(Image.open(io.BytesIO(image_bytes(1, 100, 100))), exif=b"Exif\0\0no TIFF at all")
+    with pytest.raises(SyntaxError):
+        Image.open(io.BytesIO(garbled)).getexif()
     images = [turned(0), garbled, turned(1), turned(2)]
     samples = [published_sample(index) | {"jpg": image} for index, image in enumerate(images)]
     write_published(tmp_path / "source/a.tar", samples)
@@ -171,13 +173,16 @@ def test_a_part_with_more_views_and_captions_is_imported_into_the_columns_there_
     few = with_json(published_sample(0, num_text_rows=2), "syn.json", "syn_text", lambda texts: texts[:1])
     write_published(tmp_path / "source/00.tar", [few])
     write_published(tmp_path / "source/01.tar", [published_sample(1), published_sample(2)])
-    write_published(tmp_path / "source/02.tar", [published_sample(3, is_joined=False)])
+    none = with_json(published_sample(3, is_joined=False), "syn.json", "syn_text", lambda _: [])
+    write_published(tmp_path / "source/02.tar", [none])
     assert import_(f"{tmp_path}/source/{{00..00}}.tar", tmp_path / "imported", *DIMS).exit_code == 0
     result = import_(f"{tmp_path}/source/{{01..01}}.tar", tmp_path / "imported", *DIMS)
     assert result.exit_code == 0, result.output
     assert "synthetic_over_bound 2" in result.stdout
     result = import_(f"{tmp_path}/source/{{02..02}}.tar", tmp_path / "imported", *DIMS)
     assert result.exit_code == 0, result.output
+    assert reinforce.open_dataset(str(tmp_path / "imported")).stems == ["00", "01", "02"]
+    assert (tmp_path / "imported/captions/datacompdr/02.parquet").exists()
     result = call("inspect", tmp_path / "imported", "--verify")
     assert result.exit_code == 0, result.output
 
