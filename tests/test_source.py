@@ -209,3 +209,13 @@ def test_a_bad_tar_fails_with_its_reason(tmp_path: Path) -> None:
 def test_an_empty_tar_fails(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="holds no samples"):
         SourceShard(write_tar(tmp_path / "a.tar", []), SourceConfig())
+
+
+def test_what_another_asks_for_is_not_counted(tmp_path: Path) -> None:
+    """Else a spine would depend on which captioner was in the recipe when it was built."""
+    members = [("a.png", image_bytes(1)), ("a.txt", b"words"), ("a.json", b"{"), ("b.png", image_bytes(2))]
+    path = write_tar(tmp_path / "a.tar", [*members, ("b.json", b'{"other": ["", "more"]}')])
+    plain, asked = (SourceShard(path, SourceConfig(captions=("txt",), max_captions=1)) for _ in range(2))
+    assert [sample.captions for sample in plain.samples()] == [("words",), ()]
+    assert [sample.fields["json.other"] for sample in asked.samples(extra_fields=("json.other",))] == [(), ("more",)]
+    assert +plain.counts == +asked.counts

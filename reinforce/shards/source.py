@@ -141,8 +141,9 @@ class SourceShard:
         modalities = {name: data for name, suffix in self.config.modalities.items() if (data := read(suffix))}
         wants_json = any(name != "txt" for name in (*self.config.captions, *extra_fields))
         document = _parse_json(read("json")) if wants_json and "json" in entry.members else None
-        captions = [text.strip() for text in self._texts(self.config.captions, read("txt"), document)]
-        fields = {name: tuple(self._texts((name,), None, document)) for name in extra_fields}
+        captions = [text.strip() for text in self._texts(self.config.captions, read("txt"), document, self.counts)]
+        # Not counted: what a spine counts must not depend on who else asked for fields when it was built.
+        fields = {name: tuple(self._texts((name,), None, document, Counter())) for name in extra_fields}
         self.counts["captions_over_bound"] += max(0, len(captions) - self.config.max_captions)
         images = [suffix for suffix in entry.members if suffix in IMAGE_SUFFIXES]
         self.counts["unused_members"] += max(0, len(images) - 1)
@@ -157,7 +158,8 @@ class SourceShard:
             label=read("cls") if with_labels else None,
         )
 
-    def _texts(self, names: tuple[str, ...], txt: bytes | None, document: Any) -> list[str]:
+    @staticmethod
+    def _texts(names: tuple[str, ...], txt: bytes | None, document: Any, counts: Counter[str]) -> list[str]:
         """The texts of some fields as they stand, the others counted by what is wrong with them."""
         found: list[Any] = []
         for name in names:
@@ -167,14 +169,14 @@ class SourceShard:
                 value = document.get(name.removeprefix("json."))
                 found += value if isinstance(value, list) else [] if value is None else [value]
             elif document is not None:
-                self.counts["captions_undecodable"] += 1
+                counts["captions_undecodable"] += 1
         texts = []
         for value in found:
             text = _text(value)
             if text and text.strip():
                 texts.append(text)
             else:
-                self.counts["captions_undecodable" if text is None else "captions_empty"] += 1
+                counts["captions_undecodable" if text is None else "captions_empty"] += 1
         return texts
 
 
