@@ -31,6 +31,25 @@ def decode(data: bytes, max_pixels: int) -> RGB | Drop:
     Returns a `Drop` (`empty_image`, `not_an_image`, `too_many_pixels`, `corrupt_image`) instead of raising: one bad
     image is a fact about the source, not an error. Alpha is discarded, as `Image.convert("RGB")` does.
     """
+    image = open_image(data, max_pixels)
+    if isinstance(image, Drop):
+        return image
+    try:
+        if image.format == "JPEG" and image.mode == "RGB" and not is_turned(image):
+            return _jpeg_to_rgb(data)
+    except RuntimeError:  # what that decoder refuses is Pillow's to judge
+        pass
+    try:
+        image.load()
+        return np.array(_to_rgb(_upright(image)))
+    except MemoryError:
+        raise
+    except Exception as error:
+        return Drop(DropReason.CORRUPT_IMAGE, _describe(error))
+
+
+def open_image(data: bytes, max_pixels: int) -> Image.Image | Drop:
+    """The image by its header alone, its pixels not read yet; or the `Drop` that `decode` would return."""
     if not data:
         return Drop(DropReason.EMPTY_IMAGE, "zero bytes")
     try:
@@ -44,18 +63,7 @@ def decode(data: bytes, max_pixels: int) -> RGB | Drop:
     width, height = image.size
     if width * height > max_pixels:
         return Drop(DropReason.TOO_MANY_PIXELS, f"{width}x{height}")
-    try:
-        if image.format == "JPEG" and image.mode == "RGB" and not is_turned(image):
-            return _jpeg_to_rgb(data)
-    except RuntimeError:  # what that decoder refuses is Pillow's to judge
-        pass
-    try:
-        image.load()
-        return np.array(_to_rgb(_upright(image)))
-    except MemoryError:
-        raise
-    except Exception as error:
-        return Drop(DropReason.CORRUPT_IMAGE, _describe(error))
+    return image
 
 
 def is_stored_turned(data: bytes) -> bool:

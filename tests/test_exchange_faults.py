@@ -18,8 +18,10 @@ from typer.testing import CliRunner, Result
 
 import reinforce
 from reinforce.cli import app
-from reinforce.exchange.layout import MemberError, read_embeddings, source_config
+from reinforce.exchange.layout import MemberError, escape_key, read_embeddings, source_config
+from reinforce.exchange.notes import parse_notes
 from reinforce.exchange.samples import PublishedSample, parse_sample
+from reinforce.shards.reader import FormatError
 from reinforce.shards.source import SourceShard
 from reinforce.student.groups import ReadError
 from reinforce.teachers import FakeTeacher
@@ -257,3 +259,14 @@ def test_a_zip_member_that_forges_its_size_unpacks_to_no_more_than_that() -> Non
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 8 << 20
+
+
+def test_no_two_keys_are_escaped_to_one() -> None:
+    keys = ["__x__/d", "%5F_x__/d", "%255F_x__/d", "a.b/c.d", "a.b/c%2Ed", "a%2Eb/c.d", "a.b/c%252Ed"]
+    assert len({escape_key(key) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize("rest", ['"teachers": [["a", 1e999]]', '"teachers": [], "signals": []', '"teachers": 5'])
+def test_notes_that_pack_would_not_write_are_one_line(rest: str) -> None:
+    with pytest.raises(FormatError, match=r"^a.tar: not what `reinforce pack` writes$"):
+        parse_notes(f'{{"format_version": 1, {rest}}}'.encode(), "a.tar")

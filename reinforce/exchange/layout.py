@@ -257,6 +257,6 @@ def _open_zip(data: bytes, name: str) -> zipfile.ZipFile:
 
 def escape_key(key: str) -> str:
     """A key that WebDataset, which ends a key at the first dot of the name, does not cut; `__x__/` it would skip."""
-    folder, slash, name = key.rpartition("/")
-    escaped = folder + slash + name.replace("%", "%25").replace(".", "%2E")
+    folder, slash, name = key.replace("%", "%25").rpartition("/")
+    escaped = folder + slash + name.replace(".", "%2E")
     return re.sub(r"^_(?=_[^/]*__($|/))", "%5F", escaped)

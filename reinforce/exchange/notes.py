@@ -93,7 +93,7 @@ def parse_notes(data: bytes, where: str) -> Notes:
         if version == FORMAT_VERSION:
             for asked in (notes.widths, notes.columns, notes.captioners, notes.source):
                 assert asked is not None
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError, AssertionError):
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, AssertionError):
         raise FormatError(f"{where}: not what `reinforce pack` writes") from None
     if version != FORMAT_VERSION:
         raise FormatError(f"{where}: format version {version}; this software reads {FORMAT_VERSION}")

@@ -7,10 +7,10 @@ import io
 import math
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from reinforce.decode import FORMATS, decode, is_turned
-from reinforce.sample import Drop, DropReason
+from reinforce.decode import decode, is_turned, open_image
+from reinforce.sample import Drop
 from reinforce.shards.explicit import Size
 
 JPEG_QUALITY = 90
@@ -46,18 +46,10 @@ class Picture:
 
 def read_header(data: bytes, max_pixels: int) -> Header | Drop:
     """The header of an image, or why it has none that can be used."""
-    if not data:
-        return Drop(DropReason.EMPTY_IMAGE, "zero bytes")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        return Drop(DropReason.NOT_AN_IMAGE, f"begins with {data[:8].hex(' ')}")
-    except Exception as error:  # Pillow's plugins raise whatever a damaged header leads them to
-        return Drop(DropReason.CORRUPT_IMAGE, " ".join(str(error).split())[:200] or type(error).__name__)
-    width, height = image.size
-    if width * height > max_pixels:
-        return Drop(DropReason.TOO_MANY_PIXELS, f"{width}x{height}")
-    return Header((width, height), is_turned(image), _SUFFIXES.get(image.format or ""))
+    image = open_image(data, max_pixels)
+    if isinstance(image, Drop):
+        return image
+    return Header(image.size, is_turned(image), _SUFFIXES.get(image.format or ""))
 
 
 def pack_picture(data: bytes, max_pixels: int, shortest_side: int | None) -> Picture | Drop:

@@ -15,6 +15,7 @@ from reinforce.inspection.faults import Fault, FileFaults, Recomputed, Totals, V
 from reinforce.inspection.shard_files import ShardFindings, verify_shard
 from reinforce.inspection.source_tars import SourceTars
 from reinforce.shards.dataset import SIGNAL_FILE, Dataset
+from reinforce.shards.explicit import views_file
 from reinforce.shards.schema import CARD_FILE, Signal, spine_file
 from reinforce.storage import Store, open_spool, open_store
 
@@ -88,7 +89,7 @@ def _strays(dataset: Dataset, documents: Documents) -> tuple[list[Fault], int]:
     files = {signal: frozenset(dataset.stems_of(signal)) for signal in signals}
     faults = _unexplained(dataset, files)
     known = {CARD_FILE} | {faults.path for faults in documents.checked} | {fault.path for fault in faults}
-    known |= {spine_file(stem) for stem in dataset.stems} | {f"views/{stem}.parquet" for stem in dataset.stems}
+    known |= {spine_file(stem) for stem in dataset.stems} | {views_file(stem) for stem in dataset.stems}
     known |= {signal.file(stem) for signal, stems in files.items() for stem in stems}
     unknown = sorted(set(dataset.sizes) - known)
     ours = [path for path in unknown if path.startswith(tuple(f"{folder}/" for folder in _OURS))]
