@@ -6,6 +6,7 @@ here. Every error is a `ConfigError` of one line that names the field. Importing
 
 from reinforce.config.base import ConfigError, Precision
 from reinforce.config.build import (
+    BankConfig,
     BuildConfig,
     CaptionerConfig,
     RayConfig,
@@ -26,6 +27,7 @@ from reinforce.config.student import (
 )
 
 __all__ = [
+    "BankConfig",
     "BuildConfig",
     "CaptionerConfig",
     "ConfigError",

@@ -1,4 +1,4 @@
-"""The `build:` section: the source, the views, the teachers and the captioners."""
+"""The `build:` section: the source, the views, the teachers, the captioners and the banks."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -188,6 +188,28 @@ _FIELDS_OF_CAPTIONERS = {
 }
 
 
+class BankConfig(Strict):
+    """A fixed list of labels that every teacher embeds once, each in a set of prompts."""
+
+    labels: str | tuple[str, ...]
+    """A file of labels, one a line (a path or a URI), or the labels themselves. Of those that differ in case or spaces
+    alone, the first is kept and the others are counted."""
+    templates: str | tuple[str, ...] = ("a photo of a {}.",)
+    """Prompts with {} where the label goes: `openai` or `simple` (open_clip's sets), a file of them, or themselves.
+    A label's embedding is the normalised mean of its normalised prompts."""
+
+    @model_validator(mode="after")
+    def _check_lists(self) -> Self:
+        if isinstance(self.labels, tuple) and not all(label.strip() for label in self.labels):
+            raise ValueError("labels: one is empty")
+        for template in self.templates if isinstance(self.templates, tuple) else ():
+            if "{}" not in template:
+                raise ValueError(f"templates: {template!r} has no {{}} where the label goes")
+        if not self.labels or not self.templates:
+            raise ValueError(f"{'templates' if self.labels else 'labels'}: empty")
+        return self
+
+
 class RayConfig(Strict):
     """What one worker of a build on a Ray cluster reserves, and when it is given up."""
 
@@ -214,6 +236,8 @@ class BuildConfig(Strict):
     views: ViewsConfig = ViewsConfig()
     teachers: dict[Name, TeacherConfig] = {}
     captioners: dict[CaptionerName, CaptionerConfig] = {}
+    banks: dict[Name, BankConfig] = {}
+    """Lists of labels, each embedded by every teacher."""
     batch_size: int = Field(64, ge=1)
     """Micro-batch of every model: rows of one shard in order, the tail padded."""
     threads: int = Field(1, ge=1)

@@ -10,6 +10,9 @@ from reinforce.config.base import ConfigError, Strict
 from reinforce.config.build import BuildConfig
 from reinforce.config.student import StudentConfig
 
+TEMPLATE_SETS = ("openai", "simple")
+"""Sets of prompt templates that open_clip has; any other text is a file of them."""
+
 
 class Recipe(Strict):
     """A recipe file."""
@@ -90,7 +93,7 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
 
 
 def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
-    """Makes local paths of models, checkpoints, caption files and evaluation shards absolute, in place.
+    """Makes local paths of models, checkpoints, files of captions and labels and evaluation shards absolute, in place.
 
     `{reinforce}` in one stands for the installed package's folder.
     """
@@ -101,6 +104,11 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
                 for key in ("model", "checkpoint", "path"):
                     if isinstance(model.get(key), str):
                         model[key] = _resolve_path(model[key], folder, is_model=key == "model")
+    for bank in _section(build, "banks").values():
+        if isinstance(bank, dict):
+            for key in ("labels", "templates"):
+                if isinstance(bank.get(key), str) and bank[key] not in TEMPLATE_SETS:
+                    bank[key] = _resolve_path(bank[key], folder, is_model=False)
     student = _section(content, "student")
     model, evaluation = _section(student, "model"), _section(student, "evaluation")
     for key in ("checkpoint", "tokenizer"):

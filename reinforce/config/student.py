@@ -86,13 +86,20 @@ class DataConfig(Strict):
 
 
 class LossConfig(Strict):
-    """The loss: `clip`, or `mobileclip` (arXiv 2311.17049, section 3)."""
+    """The loss: `clip`, `mobileclip` (arXiv 2311.17049, section 3), or `clip4retrofit` (in the style of
+    arXiv 2505.18039, whose own loss is not published)."""
 
-    kind: Literal["clip", "mobileclip"] = "mobileclip"
+    kind: Literal["clip", "mobileclip", "clip4retrofit"] = "mobileclip"
     distillation: float = Field(1.0, ge=0, le=1)
     """mobileclip: the weight of distillation, against 1 - it of the contrastive loss. 0.7 favours retrieval."""
     teacher_scales: dict[Name, float] = {}
     """mobileclip: logit scales other than those the dataset records, by teacher."""
+    bank: Name | None = None
+    """clip4retrofit: the bank of the dataset whose labels the student is to score as its teacher does."""
+    bank_weight: float = Field(1.0, ge=0)
+    """clip4retrofit: the weight of that, beside 1 - the cosine of student and teacher."""
+    bank_scale: float = Field(100.0, gt=0)
+    """clip4retrofit: what cosines to the labels are multiplied by before the softmax."""
     feature_weight: float = Field(0.0, ge=0)
     """Weight of the squared error to each teacher's embeddings through a linear map; CLIP-KD's (arXiv 2307.12732) is
     2000."""
@@ -129,6 +136,8 @@ class EvaluationConfig(Strict):
     every_steps: int = Field(1000, ge=1)
     templates: str | None = None
     """A file of prompt templates, one a line, with {}; default: as `reinforce evaluate`."""
+    bank: Name | None = None
+    """A bank of the dataset instead of prompts. Default for a student without a text tower: `loss.bank`."""
 
 
 class StudentConfig(Strict):

@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 MAX_ROW_GROUP_ROWS = 1024
 FOOTER_KEY = b"reinforce"
 CARD_FILE = "README.md"
+BANK_FILE = "bank.json"
 
 SPINE_SCHEMA = pa.schema(
     [
@@ -46,6 +47,12 @@ def embeddings_schema(columns: list[str], dim: int) -> pa.Schema:
     """The schema of an embedding file: `key`, then one nullable float16 vector column for each view or caption."""
     vector = pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
     return pa.schema([pa.field("key", pa.string(), nullable=False), *(pa.field(name, vector) for name in columns)])
+
+
+def bank_schema(dim: int) -> pa.Schema:
+    """The schema of a bank's file of one teacher."""
+    vector = pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
+    return pa.schema([pa.field("label", pa.string(), nullable=False), pa.field("embedding", vector, nullable=False)])
 
 
 def view_column(view: int) -> str:
@@ -102,6 +109,14 @@ def spine_file(stem: str) -> str:
 
 def failure_file(stem: str) -> str:
     return f"failures/{stem}.json"
+
+
+def bank_folder(bank: str) -> str:
+    return f"banks/{bank}"
+
+
+def bank_file(bank: str, teacher: str) -> str:
+    return f"{bank_folder(bank)}/{teacher}.parquet"
 
 
 def canonical_json(content: Any) -> str:

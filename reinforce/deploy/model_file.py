@@ -1,0 +1,98 @@
+"""What an exported ONNX file says of itself: preprocessing, labels, what made it and how well it agreed.
+
+All of it stands in the file's own metadata, so one file is all that a device needs. Written by `export`, read by
+`label`; numpy alone, no torch and nothing else of ours.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+
+MODEL_FILE_VERSION = 1
+
+_CARD, _LABELS, _EMBEDDINGS = "reinforce.model", "reinforce.labels", "reinforce.label_embeddings"
+
+
+class ModelFileError(ValueError):
+    """A file that is no exported model, or one of another version; the message is one line."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelLabels:
+    """A bank as a file carries it: labels with the unit-norm embeddings of the teacher whose space the model is in."""
+
+    bank: str
+    teacher: str
+    labels: tuple[str, ...]
+    embeddings: Float32[np.ndarray, "labels dim"]
+    logit_scale: float
+    logit_bias: float | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelCard:
+    """Images are resized to `image_size` by the shortest side, bicubic and antialiased, cropped to the centre, scaled
+    to 0..1 and normalised by `mean` and `std`; the file's input `pixels` is float32 [batch, 3, size, size], its output
+    `embedding` unit-norm float32 [batch, embed_dim]."""
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    embed_dim: int
+    precision: str
+    """`fp32` or `int8`."""
+    target: str | None
+    """What int8 is for: `x86`, `arm` or `tensorrt`; None for fp32."""
+    student_sha256: str
+    """Of the student's weights."""
+    software: dict[str, str]
+    agreement: dict[str, float]
+    """With PyTorch, over the images it was checked with: `num_images`, `min_cosine`, `mean_cosine`, `top1`."""
+    labels: ModelLabels | None = None
+
+    def to_metadata(self) -> dict[str, str]:
+        """As the metadata of an ONNX file, text by name."""
+        card = {"version": MODEL_FILE_VERSION} | {key: value for key, value in asdict(self).items() if key != "labels"}
+        metadata = {_CARD: json.dumps(card, ensure_ascii=False)}
+        if self.labels is not None:
+            labels = asdict(self.labels)
+            embeddings = labels.pop("embeddings").astype("<f2")
+            metadata[_LABELS] = json.dumps(labels, ensure_ascii=False)
+            metadata[_EMBEDDINGS] = base64.b64encode(embeddings.tobytes()).decode()
+        return metadata
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str]) -> ModelCard:
+        """The card of a file; raises `ModelFileError` that says what is wrong with it."""
+        if _CARD not in metadata:
+            raise ModelFileError("not exported by reinforce (its metadata has no reinforce.model)")
+        try:
+            card: dict[str, Any] = json.loads(metadata[_CARD])
+            version = card.pop("version")
+            if version != MODEL_FILE_VERSION:
+                raise ModelFileError(f"of version {version}; this software reads version {MODEL_FILE_VERSION}")
+            card |= {"mean": tuple(card["mean"]), "std": tuple(card["std"])}
+            return cls(**card, labels=_labels(metadata, card["embed_dim"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, ModelFileError):
+                raise
+            raise ModelFileError(f"its metadata is damaged ({' '.join(str(error).split())[:100]})") from None
+
+
+def _labels(metadata: dict[str, str], embed_dim: int) -> ModelLabels | None:
+    if _LABELS not in metadata:
+        return None
+    labels = json.loads(metadata[_LABELS])
+    values = np.frombuffer(base64.b64decode(metadata[_EMBEDDINGS], validate=True), "<f2").astype(np.float32)
+    embeddings = values.reshape(len(labels["labels"]), embed_dim)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return ModelLabels(**labels | {"labels": tuple(labels["labels"]), "embeddings": embeddings})
