@@ -383,7 +383,7 @@ def test_a_model_in_training_is_left_as_it_was(tmp_path: Path) -> None:
     assert (module.training, module.frozen.training) == (True, False)
     assert torch.equal(torch.get_rng_state(), state)
     assert not module.seen[0].requires_grad
-    model.encode_text(tokenize(["red"])).sum().backward()  # type: ignore[no-untyped-call]
+    module.encode_text(tokenize(["red"])).sum().backward()  # type: ignore[no-untyped-call]
     assert module.scale.grad is not None
     broken = dataclasses.replace(model, encode_text=lambda tokens: tokens[9])
     with pytest.raises(IndexError):

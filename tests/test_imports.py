@@ -35,6 +35,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "replay",
         "exchange",
         "evaluation",
+        "image_tower",
         "shards",
         "decode",
         "views",
@@ -47,6 +48,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "evaluation": (
         "evaluation",
+        "image_tower",
         "shards",
         "decode",
         "views",
@@ -115,6 +117,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "teachers": ("teachers", "microbatch", "sample", "config", "weights"),
     "captioners": ("captioners", "microbatch", "sample", "config", "weights", "storage"),
     "microbatch": (),
+    "image_tower": ("weights",),
     "weights": ("config", "storage"),
     "views": ("views", "sample", "config"),
     "decode": ("sample",),

@@ -55,6 +55,9 @@ def evaluate(
     classnames: Annotated[str | None, typer.Option(help="A file of class names; default: beside the shards.")] = None,
     templates: Annotated[str | None, typer.Option(help="A file of prompts with {}, or openai, or simple.")] = None,
     captions: Annotated[str | None, typer.Option(help="retrieval: txt, or json.FIELD.")] = None,
+    bank: Annotated[
+        str | None, typer.Option(help="zeroshot: a bank's folder instead of texts; default: that of an image tower.")
+    ] = None,
     per_class: Annotated[bool, typer.Option(help="zeroshot: a row for each class as well.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Every figure, as JSON.")] = False,
 ) -> None:
@@ -74,6 +77,7 @@ def evaluate(
             classnames=classnames,
             templates=templates,
             captions=captions,
+            bank=bank,
         )
         if as_json:
             print(json.dumps([result.to_json() for result in results], indent=2, ensure_ascii=False))

@@ -8,6 +8,9 @@ from reinforce.config.base import CaptionerName, Name, Strict
 
 Policy = Literal["error", "skip"]
 
+_FIELDS_OF_ONE_LOSS = {"bank", "bank_weight", "bank_scale"}
+_FIELDS_OF_OTHERS = {"distillation", "teacher_scales", "feature_weight", "mask_same_captions", "initial_logit_scale"}
+
 
 class TextTowerConfig(Strict):
     """The text transformer beside a timm backbone."""
@@ -109,6 +112,17 @@ class LossConfig(Strict):
     """Of the student; a checkpoint brings its own."""
     max_logit_scale: float = Field(100.0, gt=0)
 
+    @model_validator(mode="after")
+    def _check_fields_of_kind(self) -> Self:
+        is_labelling = self.kind == "clip4retrofit"
+        for field in sorted(_FIELDS_OF_OTHERS if is_labelling else _FIELDS_OF_ONE_LOSS):
+            # By value: a recipe that was written out whole, defaults and all, is still a recipe.
+            if getattr(self, field) != type(self).model_fields[field].get_default():
+                raise ValueError(f"{field} is no field of kind {self.kind}")
+        if is_labelling and self.bank_weight and self.bank is None:
+            raise ValueError("kind clip4retrofit needs bank, the name of a bank of the dataset; or bank_weight 0")
+        return self
+
 
 class OptimizerConfig(Strict):
     """AdamW with a linear warm-up and a cosine; the defaults are MobileCLIP's."""
@@ -137,7 +151,7 @@ class EvaluationConfig(Strict):
     templates: str | None = None
     """A file of prompt templates, one a line, with {}; default: as `reinforce evaluate`."""
     bank: Name | None = None
-    """A bank of the dataset instead of prompts. Default for a student without a text tower: `loss.bank`."""
+    """A bank of the dataset instead of prompts, for a student without a text tower. Default: `loss.bank`."""
 
 
 class StudentConfig(Strict):
@@ -179,3 +193,22 @@ class StudentConfig(Strict):
         if self.loss.kind == "clip" and self.loss.feature_weight:
             raise ValueError("loss.feature_weight belongs to loss.kind mobileclip")
         return self
+
+    @model_validator(mode="after")
+    def _check_space(self) -> Self:
+        """What a student may be told only if it has no text tower, and is then in the space of its teacher."""
+        is_image_tower = self.model.backbone is not None and self.model.text is None
+        if self.loss.kind == "clip4retrofit" and not is_image_tower:
+            raise ValueError("loss.kind clip4retrofit trains an image tower: give model.backbone, and model.text null")
+        if self.loss.kind == "clip4retrofit" and self.data.captioners:
+            raise ValueError("loss.kind clip4retrofit reads no captions; leave data.captioners out")
+        if self.evaluation is not None and self.evaluation.bank is not None and not is_image_tower:
+            raise ValueError("evaluation.bank is for a student without a text tower (model.text null)")
+        if self.evaluation is not None and self.evaluation.templates is not None and self.bank is not None:
+            raise ValueError("evaluation.templates: a bank has its own; leave it out")
+        return self
+
+    @property
+    def bank(self) -> str | None:
+        """The bank that the student takes along: that of its loss, or the one it is evaluated with."""
+        return self.loss.bank or (self.evaluation.bank if self.evaluation else None)

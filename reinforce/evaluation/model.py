@@ -6,7 +6,7 @@ each module's training mode is put back, no gradient is kept, and no random numb
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from reinforce.image_tower import IMAGE_TOWER_CONFIG_NAME, is_image_tower, load_image_tower
 from reinforce.weights import ModelError, OpenClipModel, load_open_clip
 
 TEXTS_PER_BATCH = 256
@@ -29,8 +30,9 @@ class EmbeddingModel:
     module: torch.nn.Module
     """Holds every parameter that takes part; its mode is switched while it is evaluated."""
     encode_image: Callable[[Float[Tensor, "rows 3 size size"]], Float[Tensor, "rows dim"]]
-    encode_text: Callable[[Tokens], Float[Tensor, "rows dim"]]
-    tokenize: Callable[[list[str]], Tokens]
+    encode_text: Callable[[Tokens], Float[Tensor, "rows dim"]] | None
+    """None, as `tokenize`: an image tower alone."""
+    tokenize: Callable[[list[str]], Tokens] | None
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -39,6 +41,14 @@ class EmbeddingModel:
     """Whether images are resized to the square whole, not cropped to it."""
     notes: tuple[str, ...] = ()
     """What a reader of the figures must know, one line each."""
+    space: frozenset[str] = frozenset()
+    """The sha256 of the weights whose space the embeddings are in: a model's own, of an image tower its teacher's."""
+    bank: Path | None = None
+    """The folder of the bank that an image tower has taken along."""
+
+    @property
+    def has_text(self) -> bool:
+        return self.encode_text is not None
 
     @property
     def num_parameters(self) -> int:
@@ -65,14 +75,29 @@ class EmbeddingModel:
         return _unit_norm(self.encode_image((scaled - mean) / std))
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "rows dim"]:
-        """Unit-norm rows on the CPU, in batches."""
+        """Unit-norm rows on the CPU, in batches. Raises `ModelError` without a text tower."""
+        encode, tokenize = self.encode_text, self.tokenize
+        if encode is None or tokenize is None:
+            raise ModelError(f"model {self.name}: an image tower alone, which embeds no texts; give --bank")
         batches = (list(texts[start : start + TEXTS_PER_BATCH]) for start in range(0, len(texts), TEXTS_PER_BATCH))
-        return torch.cat([_unit_norm(self.encode_text(self.tokenize(batch).to(self.device))) for batch in batches])
+        return torch.cat([_unit_norm(encode(tokenize(batch).to(self.device))) for batch in batches])
 
 
 def load_embedding_model(name: str, device: torch.device) -> EmbeddingModel:
-    """Opens `local-dir:PATH`, a folder with open_clip_config.json, `NAME:TAG` or `hf-hub:ORG/NAME`, in fp32."""
-    return embedding_model_of(load_open_clip(open_clip_name(name)), name, device)
+    """Opens a student's folder, `local-dir:PATH`, `NAME:TAG` or `hf-hub:ORG/NAME`, in fp32."""
+    folder = name.removeprefix("local-dir:")
+    if is_image_tower(folder):
+        tower = load_image_tower(folder)
+        model = embedding_model_of(OpenClipModel(tower.model, None, tower.preprocess, ""), name, device)
+        return replace(model, space=frozenset(tower.teachers.values()), bank=tower.bank)
+    loaded = load_open_clip(open_clip_name(name))
+    return replace(embedding_model_of(loaded, name, device), space=frozenset([loaded.weights_sha256]))
+
+
+def check_model_name(name: str) -> None:
+    """Raises `ModelError` for what is no model at first sight, before anything is loaded."""
+    if not is_image_tower(name.removeprefix("local-dir:")):
+        open_clip_name(name)
 
 
 def open_clip_name(name: str) -> str:
@@ -82,7 +107,7 @@ def open_clip_name(name: str) -> str:
     if (Path(name) / "open_clip_config.json").is_file():
         return f"local-dir:{name}"
     if Path(name).is_dir():
-        raise ModelError(f"model {name}: no open_clip_config.json in that folder")
+        raise ModelError(f"model {name}: no open_clip_config.json or {IMAGE_TOWER_CONFIG_NAME} in that folder")
     hint = "no such folder" if "/" in name else "give a folder, local-dir:PATH, NAME:TAG or hf-hub:ORG/NAME"
     raise ModelError(f"model {name}: {hint}")
 
@@ -104,7 +129,7 @@ def embedding_model_of(loaded: OpenClipModel, name: str, device: torch.device | 
         name=name,
         module=loaded.model.to(device),
         encode_image=loaded.model.encode_image,
-        encode_text=loaded.model.encode_text,
+        encode_text=loaded.model.encode_text if loaded.tokenizer is not None else None,
         tokenize=loaded.tokenizer,
         image_size=sides.pop(),
         mean=tuple(preprocess["mean"]),

@@ -31,6 +31,8 @@ class ZeroShotResult:
     num_parameters: int
     num_samples: int
     num_templates: int
+    bank: str | None
+    """The bank whose labels the classes are; None: the model's own texts."""
     top1: float
     top5: float | None
     """None if there are no more than 5 classes."""
@@ -110,8 +112,8 @@ def _figures(result: Result) -> list[float | None]:
 def _facts(results: Sequence[Result]) -> list[str]:
     first = results[0]
     if isinstance(first, ZeroShotResult):
-        templates = f"{first.num_templates:,} template{'s' * (first.num_templates != 1)}"
-        lines = [f"{first.num_samples:,} samples, {len(first.classes):,} classes, {templates}"]
+        prompts = " and ".join(dict.fromkeys(_prompts(result) for result in results))
+        lines = [f"{first.num_samples:,} samples, {len(first.classes):,} classes, {prompts}"]
         if first.num_classes_without_auroc:
             lines.append(f"AUROC without {first.num_classes_without_auroc:,} classes that lack samples or others")
     else:
@@ -122,6 +124,12 @@ def _facts(results: Sequence[Result]) -> list[str]:
         lines += [f"{result.model}: {result.num_non_finite:,} embeddings not finite"] if result.num_non_finite else []
         lines += result.notes
     return lines
+
+
+def _prompts(result: Result) -> str:
+    assert isinstance(result, ZeroShotResult)
+    templates = f"{result.num_templates:,} template{'s' * (result.num_templates != 1)}"
+    return templates if result.bank is None else f"{templates} of bank {result.bank}"
 
 
 def _table(*headers: str) -> Table:

@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 
 from reinforce.config import ConfigError
+from reinforce.evaluation.banks import bank_for
 from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES
-from reinforce.evaluation.model import load_embedding_model, open_clip_name
+from reinforce.evaluation.model import check_model_name, load_embedding_model
 from reinforce.evaluation.results import Result
 from reinforce.evaluation.retrieval import RetrievalTask
 from reinforce.evaluation.zeroshot import ZeroShotTask
@@ -27,6 +28,7 @@ def evaluate_models(
     classnames: str | None = None,
     templates: str | None = None,
     captions: str | None = None,
+    bank: str | None = None,
     device: str = "auto",
     threads: int | None = None,
     batch_size: int = BATCH_SIZE,
@@ -34,8 +36,9 @@ def evaluate_models(
 ) -> list[Result]:
     """One result for each model, in their order; models are loaded one at a time, in fp32.
 
-    `captions` is `txt` unless given. `threads` is torch's, for the model; the other cores decode. Raises `ConfigError`,
-    `ModelError` or `StorageError`.
+    `captions` is `txt` unless given. `bank` is the folder of one that stands for the models' text towers; by default
+    that in a student's folder, if it has no text tower. `threads` is torch's, for the model; the other cores decode.
+    Raises `ConfigError`, `ModelError`, `FormatError` or `StorageError`.
     """
     console = console or Console(stderr=True)
     where = resolve_device(device)
@@ -44,11 +47,11 @@ def evaluate_models(
     num_threads = threads or (1 if where.type == "cuda" else max(1, num_cores - 1))
     torch.set_num_threads(num_threads)
     for name in models:
-        open_clip_name(name)
+        check_model_name(name)
     prepared = _prepare(
         task,
         dataset,
-        {"--classnames": classnames, "--templates": templates},
+        {"--classnames": classnames, "--templates": templates, "--bank": bank},
         captions,
         select=select,
         batch_size=batch_size,
@@ -59,7 +62,11 @@ def evaluate_models(
     results: list[Result] = []
     for name in models:
         with console.status(f"evaluating {name}"):
-            results.append(prepared.evaluate(load_embedding_model(name, where)))
+            model = load_embedding_model(name, where)
+            if isinstance(prepared, ZeroShotTask):
+                results.append(prepared.evaluate(model, bank_for(model, bank)))
+            else:
+                results.append(prepared.evaluate(model))
     return results
 
 
@@ -78,4 +85,6 @@ def _prepare(
         raise ConfigError(f"{' and '.join(sorted(foreign))}: only for --task {other}")
     if task == "retrieval":
         return RetrievalTask(dataset, captions=captions or "txt", **images)
+    if prompts["--bank"] is not None and prompts["--templates"] is not None:
+        raise ConfigError("--templates: a bank has its own; leave out either")
     return ZeroShotTask(dataset, classnames=prompts["--classnames"], templates=prompts["--templates"], **images)

@@ -12,11 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reinforce.config import ConfigError
+from reinforce.evaluation.banks import Classes, classes_in
 from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES, EmbeddedImages, ShardImages
 from reinforce.evaluation.metrics import class_aurocs, label_ranks, num_non_finite, recall
 from reinforce.evaluation.model import TEXTS_PER_BATCH, EmbeddingModel
 from reinforce.evaluation.prompts import prompt, read_classnames, read_templates
 from reinforce.evaluation.results import ClassResult, ZeroShotResult
+from reinforce.shards.banks import Bank
 
 MOST_OUT_OF_RANGE = 0.01
 """A larger share of labels without a name says that the names are another data set's."""
@@ -45,27 +47,33 @@ class ZeroShotTask:
         self.templates = read_templates(self.images.root, templates)
         self.batch_size = batch_size
 
-    def evaluate(self, model: EmbeddingModel) -> ZeroShotResult:
-        """One pass of the model over the images, and what came of it."""
+    def check(self, bank: Bank) -> None:
+        """Raises `ConfigError` if the bank lacks one of the classes."""
+        classes_in(bank, self.classnames)
+
+    def evaluate(self, model: EmbeddingModel, bank: Bank | None = None) -> ZeroShotResult:
+        """One pass of the model over the images, and what came of it. Classes are those of `bank`, if there is one."""
         with model.evaluating():
-            classes = embed_classes(model, self.classnames, self.templates)
+            classes = self._classes(model) if bank is None else classes_in(bank, self.classnames)
             found = self.images.embed(model, self.batch_size)
-        images, labels = self._in_range(found)
-        ranks = label_ranks(images, classes, labels)
-        strange = num_non_finite(images, classes)
-        aurocs = [None] * len(classes) if strange else class_aurocs(images, classes, labels)
+        images, label_ids = self._in_range(found)
+        labels = classes.of_label[label_ids]
+        ranks = label_ranks(images, classes.embeddings, labels)
+        strange = num_non_finite(images, classes.embeddings)
+        aurocs = [None] * len(classes.names) if strange else class_aurocs(images, classes.embeddings, labels)
         per_class = tuple(
             _class_result(name, ranks[labels == index], auroc)
-            for index, (name, auroc) in enumerate(zip(self.classnames, aurocs, strict=True))
+            for index, (name, auroc) in enumerate(zip(classes.names, aurocs, strict=True))
         )
         known = [auroc for auroc in aurocs if auroc is not None]
         return ZeroShotResult(
             model=model.name,
             num_parameters=model.num_parameters,
             num_samples=len(labels),
-            num_templates=len(self.templates),
+            num_templates=len(bank.templates if bank else self.templates),
+            bank=bank.name if bank else None,
             top1=recall(ranks, 1),
-            top5=recall(ranks, 5) if len(classes) > 5 else None,
+            top5=recall(ranks, 5) if len(classes.names) > 5 else None,
             mean_per_class=float(np.mean([row.accuracy for row in per_class if row.accuracy is not None])),
             auroc=float(np.mean(known)) if known else None,
             num_classes_without_auroc=len(aurocs) - len(known),
@@ -73,8 +81,12 @@ class ZeroShotTask:
             classes=per_class,
             drops=dict(sorted(found.drops.items())),
             counts=dict(sorted((+self.images.counts).items())),
-            notes=model.notes,
+            notes=model.notes + (_notes(model, bank) if bank else ()),
         )
+
+    def _classes(self, model: EmbeddingModel) -> Classes:
+        embeddings = embed_classes(model, self.classnames, self.templates)
+        return Classes(self.classnames, embeddings, np.arange(len(self.classnames)))
 
     def _in_range(self, found: EmbeddedImages) -> tuple[Float[Tensor, "rows dim"], Int[np.ndarray, " rows"]]:
         """The rows whose label has a name; the others are dropped, or refused if they are many."""
@@ -102,6 +114,11 @@ def embed_classes(
         prompts = [prompt(template, name) for name in names for template in templates]
         means.append(model.embed_texts(prompts).view(len(names), len(templates), -1).mean(dim=1))
     return torch.nn.functional.normalize(torch.cat(means), dim=-1)
+
+
+def _notes(model: EmbeddingModel, bank: Bank) -> tuple[str, ...]:
+    is_its_space = not model.space or bank.weights_sha256 in model.space
+    return () if is_its_space else (f"{model.name}: bank {bank.name} is of other weights, those of {bank.teacher}",)
 
 
 def _class_result(name: str, ranks: Int[np.ndarray, " rows"], auroc: float | None) -> ClassResult:

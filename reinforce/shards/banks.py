@@ -107,7 +107,7 @@ def read_bank(uri: str, teacher: str | None = None) -> Bank:
     document = read_document(store, BANK_FILE)
     if document is None:
         raise FormatError(f"{store.uri}: no bank (it has no {BANK_FILE}); give the folder banks/NAME of a dataset")
-    teachers = sorted(info.path.removesuffix(".parquet") for info in store.list() if info.path.endswith(".parquet"))
+    teachers = _teachers(store)
     if teacher is None and len(teachers) == 1:
         teacher = teachers[0]
     if teacher not in teachers:
@@ -133,6 +133,15 @@ def read_bank(uri: str, teacher: str | None = None) -> Bank:
         )
     except (KeyError, TypeError) as error:
         raise FormatError(f"{path}: says nothing of {error}") from None
+
+
+def teachers_of_bank(uri: str) -> list[str]:
+    """The teachers whose embeddings a bank's folder holds, sorted."""
+    return _teachers(open_store(uri))
+
+
+def _teachers(store: Store) -> list[str]:
+    return sorted(info.path.removesuffix(".parquet") for info in store.list() if info.path.endswith(".parquet"))
 
 
 def _unit_norm(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:

@@ -17,15 +17,13 @@ import timm
 import torch
 
 from reinforce.config import ConfigError, StudentModelConfig
+from reinforce.image_tower import IMAGE_TOWER_CONFIG_NAME, WEIGHTS_NAME
 from reinforce.student.tokenizer import StudentTokenizer, one_line, tokenizer_folder
 from reinforce.weights import ModelError, fetch
 
 JSON = dict[str, Any]
 
 CONFIG_NAME = "open_clip_config.json"
-IMAGE_TOWER_CONFIG_NAME = "image_tower_config.json"
-"""The same for an image tower alone, which open_clip could not open."""
-WEIGHTS_NAME = "open_clip_model.safetensors"
 
 _CLIP_VOCAB_SIZE = 49408
 _OF_THE_TOKENIZER = {"vocab_size", "hf_tokenizer_name", "tokenizer_kwargs", "pad_id", "eos_id", "pool_type"}

@@ -6,7 +6,7 @@ memory of one part, one more forward pass, the same gradient.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -19,8 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from reinforce.config import LossConfig
 from reinforce.student.batch import Batch
-from reinforce.student.losses import StudentLoss, StudentOutputs
+from reinforce.student.losses import StudentOutputs
 from reinforce.student.models import Student
+
+Loss = Callable[[StudentOutputs, Batch], dict[str, Tensor]]
+"""`loss`, and detached its terms."""
 
 
 class Learner(nn.Module):
@@ -39,6 +42,9 @@ class Learner(nn.Module):
         self.text_maps = nn.ModuleDict(
             {name: nn.Linear(student.embed_dim, dim) for name, dim in dims.items() if student.has_text}
         )
+        if loss.kind == "clip4retrofit":
+            # It has no part in the loss; several processes would wait for its gradient.
+            self.model.logit_scale.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(student.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(student.std).view(3, 1, 1) * 255, persistent=False)
 
@@ -64,7 +70,8 @@ class Learner(nn.Module):
     @torch.no_grad()
     def bound_logit_scale(self) -> None:
         """What follows every step: a bound in the forward pass would hold the scale above it for ever."""
-        self.model.logit_scale.clamp_(max=self.max_log_scale)
+        if self.model.logit_scale.requires_grad:
+            self.model.logit_scale.clamp_(max=self.max_log_scale)
 
     def _unit_norm(self, rows: Tensor) -> Float[Tensor, "batch dim"]:
         return F.normalize(rows.float(), dim=-1)
@@ -72,7 +79,7 @@ class Learner(nn.Module):
 
 def backward(
     learner: Learner | DistributedDataParallel,
-    loss: StudentLoss,
+    loss: Loss,
     batch: Batch,
     *,
     num_parts: int = 1,

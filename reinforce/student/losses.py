@@ -154,6 +154,12 @@ class StudentLoss:
         weights = {"contrastive": 1 - distillation, "distillation": distillation, "feature": config.feature_weight}
         self._weights = {name: weight for name, weight in weights.items() if weight}
 
+    @property
+    def signals(self) -> str:
+        """What of the dataset it is computed from, for a line on the screen."""
+        scales = self.teacher_scales.items()
+        return ", ".join(f"{name} at scale {scale:.4g}" for name, scale in scales) or "no teacher"
+
     def __call__(self, outputs: StudentOutputs, batch: Batch) -> dict[str, Tensor]:
         """`loss`, and detached its terms, each before its weight. `batch` is what `outputs` were computed from."""
         image = gather(outputs.image.float())

@@ -7,7 +7,6 @@ only `load_student` opens its folder. Building takes about a second a hundred mi
 
 import copy
 import json
-import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -17,17 +16,14 @@ from typing import Any
 
 import open_clip
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from reinforce.config import ConfigError, StudentModelConfig
+from reinforce.image_tower import IMAGE_TOWER_CONFIG_NAME, STUDENT_NAME, WEIGHTS_NAME, ImageTower
 from reinforce.student.blueprint import (
     CONFIG_NAME,
-    IMAGE_TOWER_CONFIG_NAME,
     JSON,
-    WEIGHTS_NAME,
     Blueprint,
     draw_blueprint,
     read_config,
@@ -36,9 +32,6 @@ from reinforce.student.blueprint import (
 from reinforce.student.tensors import save_tensors
 from reinforce.student.tokenizer import StudentTokenizer, one_line
 from reinforce.weights import ModelError
-
-STUDENT_NAME = "student.json"
-"""Says that a folder is a student's, and what made it."""
 
 
 @dataclass(frozen=True)
@@ -62,23 +55,6 @@ class Student:
     @property
     def has_text(self) -> bool:
         return self.tokenizer is not None
-
-
-class ImageTower(torch.nn.Module):
-    """An image tower alone, with the face of open_clip's models."""
-
-    def __init__(self, embed_dim: int, vision_cfg: JSON) -> None:
-        super().__init__()
-        self.visual = open_clip.model._build_vision_tower(embed_dim, vision_cfg)
-        self.logit_scale = torch.nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.logit_bias = None
-
-    def encode_image(self, image: Float[Tensor, "batch 3 size size"], normalize: bool = False) -> Tensor:
-        features: Tensor = self.visual(image)
-        return torch.nn.functional.normalize(features, dim=-1) if normalize else features
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.visual.set_grad_checkpointing(enable)
 
 
 def build_student(config: StudentModelConfig, seed: int) -> Student:
@@ -117,9 +93,12 @@ def load_student(folder: Path | str) -> Student:
     return _student(model.eval(), tokenizer, config)
 
 
-def save_student(student: Student, folder: Path | str, *, extra: JSON | None = None) -> None:
+def save_student(
+    student: Student, folder: Path | str, *, extra: JSON | None = None, files: dict[str, bytes] | None = None
+) -> None:
     """Writes a student's folder, whole or not at all; `extra` goes into student.json, beside the software's versions.
 
+    `files` are further ones, by their path in the folder.
     An earlier student of that name is replaced; any other folder is refused with a ValueError.
     """
     folder = Path(os.path.abspath(folder))
@@ -129,13 +108,13 @@ def save_student(student: Student, folder: Path | str, *, extra: JSON | None = N
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _write_student(student, temporary, extra or {})
+        _write_student(student, temporary, extra or {}, files or {})
         _replace(folder, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_student(student: Student, folder: Path, extra: JSON) -> None:
+def _write_student(student: Student, folder: Path, extra: JSON, files: dict[str, bytes]) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in student.model.state_dict().items()}
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in weights), "a wrapped model"
     save_tensors(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
@@ -148,7 +127,10 @@ def _write_student(student: Student, folder: Path, extra: JSON) -> None:
         (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     if student.tokenizer:
         student.tokenizer.save(folder)
-    for path in [*folder.iterdir(), folder]:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

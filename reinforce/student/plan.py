@@ -40,7 +40,7 @@ class ReadPlan:
     """Name -> the teacher's description in `signal.json`."""
     num_views: int
     num_captions: dict[str, int]
-    """Caption source (`original` or a captioner) -> the bound on captions a sample."""
+    """Caption source (`original` or a captioner) -> the bound on captions a sample. Empty: none are read."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Signal folder -> the fingerprint each of its files must have."""
     selection: Selection | None = None
@@ -85,13 +85,15 @@ def plan_reading(
     *,
     seed: int = 0,
     uses_teachers: bool = True,
+    reads_captions: bool = True,
     shards: Sequence[str] = (),
     root: str | None = None,
     select: str | None = None,
 ) -> ReadPlan:
     """Plans what is read; raises `ConfigError` or `FormatError` with what is missing and what there is.
 
-    `root` is where the source is now, if it moved; `shards` narrows the run to these of its shards.
+    `root` is where the source is now, if it moved; `shards` narrows the run to these of its shards. Without
+    `reads_captions` neither captions nor what teachers said of them is read, and no sample needs one.
     """
     dataset = open_dataset_or_packed(dataset_uri)
     packed = dataset.notes if isinstance(dataset, PackedDataset) else None
@@ -99,7 +101,7 @@ def plan_reading(
         raise ConfigError("--select: not from packed tars; import them (reinforce import-datacompdr) to select of them")
     images = {signal.model: document for signal, document in dataset.signals.items() if signal.kind == "image"}
     teachers = _chosen("teachers", data.teachers, images) if uses_teachers else {}
-    num_captions = _caption_sources(dataset, data, tuple(teachers))
+    num_captions = _caption_sources(dataset, data, tuple(teachers)) if reads_captions else {}
     signals = [Signal("image", name) for name in teachers]
     signals += [Signal("captions", name) for name in num_captions if name != ORIGINAL]
     signals += [Signal("text", teacher, source) for teacher in teachers for source in num_captions]

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from reinforce.config import ConfigError, StudentConfig
-from reinforce.evaluation import EmbeddingModel, ZeroShotTask
 from reinforce.shards.dataset import differences
 from reinforce.student.batch import Batch, Position
 from reinforce.student.checkpoint import (
@@ -26,7 +25,9 @@ from reinforce.student.checkpoint import (
     save_checkpoint,
 )
 from reinforce.student.distributed import Processes
+from reinforce.student.examine import prepare_examination
 from reinforce.student.journal import METRICS_FILE, Journal
+from reinforce.student.label_loss import LabelLoss
 from reinforce.student.learner import Learner, backward, rng_state, set_rng_state
 from reinforce.student.losses import StudentLoss
 from reinforce.student.meter import Meter
@@ -34,6 +35,7 @@ from reinforce.student.models import Student, build_student
 from reinforce.student.optimize import learning_rate, make_average, make_optimizer
 from reinforce.student.plan import ReadPlan
 from reinforce.student.reader import Placement, ReinforcedDataset, check_batch_size
+from reinforce.student.taken_bank import TakenBank, banks_of
 from reinforce.student.tokenizer import StudentTokenizer
 
 # What may change between a checkpoint and the run that goes on from it.
@@ -56,16 +58,18 @@ class Run:
         check_batch_size(self.local_batch_size, config.data)
         self.num_samples = plan.count_samples()
         self.num_steps = config.steps or max(1, round((config.epochs or 0) * self.num_samples / config.batch_size))
-        self.loss = StudentLoss(config.loss, plan.logit_scales)
-        self.evaluation = _evaluation(config) if processes.is_first else None
+        self.bank, examined_by = banks_of(config, plan)
+        dims = {name: int(model["dim"]) for name, model in plan.teachers.items()}
+        self.loss = _loss(config, plan, dims, self.bank)
+        self.examination = prepare_examination(config, examined_by) if processes.is_first else None
         self.student = build_student(config.model, config.seed)
-        if self.student.tokenizer is None and (self.evaluation or config.loss.kind == "clip"):
-            raise ConfigError("student.model.text: null; loss.kind clip and evaluation need a text tower")
-        if config.model.checkpoint is None:
-            self.student.model.logit_scale.data.fill_(math.log(config.loss.initial_logit_scale))
+        if self.student.tokenizer is None and config.loss.kind == "clip":
+            raise ConfigError("student.model.text: null; loss.kind clip needs a text tower")
+        scale = _logit_scale(config, plan)
+        if scale is not None:
+            self.student.model.logit_scale.data.fill_(math.log(scale))
         if config.gradient_checkpointing:
             self.student.model.set_grad_checkpointing(True)
-        dims = {name: int(model["dim"]) for name, model in plan.teachers.items()}
         torch.manual_seed(config.seed)
         module = Learner(self.student, config.loss, dims).to(processes.device)
         self.module = module
@@ -194,8 +198,8 @@ class Run:
         evaluation = self.config.evaluation
         if evaluation is None or not (step == self.num_steps or step % evaluation.every_steps == 0):
             return
-        if self.evaluation is not None and journal is not None:
-            result = self.evaluation.evaluate(_embedding_model(self.trained(), self.processes.device))
+        if self.examination is not None and journal is not None:
+            result = self.examination.of(self.trained(), self.processes.device)
             figures = {"samples": step * self.config.batch_size, "top1": result.top1, "auroc": result.auroc}
             journal.evaluation(step, {name: value for name, value in figures.items() if value is not None})
         self.processes.wait()
@@ -239,7 +243,11 @@ class Run:
             "samples_seen": self.num_steps * self.config.batch_size,
             "teachers": {name: model.get("weights_sha256") for name, model in self.plan.teachers.items()},
             "signals": self.plan.fingerprints,
-        }
+        } | ({"bank": self.bank.provenance()} if self.bank else {})
+
+    def files(self) -> dict[str, bytes]:
+        """What the student's folder takes along of the dataset, by path."""
+        return self.bank.files if self.bank else {}
 
     def _wrapped(self, module: Learner) -> Any:
         learner: Any = torch.compile(module) if self.config.compile else module
@@ -248,12 +256,11 @@ class Run:
     def description(self) -> list[str]:
         """What a user checks before the steps begin, in a few lines."""
         num_parameters = sum(parameter.numel() for parameter in self.student.model.parameters())
-        teachers = ", ".join(f"{name} at scale {scale:.4g}" for name, scale in self.loss.teacher_scales.items())
         lines = [
             f"student: {num_parameters / 1e6:.1f} M parameters, {self.student.image_size} px; "
             f"{self.num_steps:,} steps of {self.config.batch_size:,} on {self.processes.device}",
             f"data: {self.num_samples:,} samples, {self.plan.num_views} views, captions "
-            f"{', '.join(self.plan.num_captions)}; stored signals of {teachers or 'no teacher'}",
+            f"{', '.join(self.plan.num_captions) or 'none'}; stored signals of {self.loss.signals}",
         ]
         if self.plan.num_skipped_shards:
             lines.append(f"{self.plan.num_skipped_shards:,} unfinished shards are left out")
@@ -270,23 +277,16 @@ def _local_batch_size(config: StudentConfig, world_size: int) -> int:
     return size * config.accumulate
 
 
-def _evaluation(config: StudentConfig) -> ZeroShotTask | None:
-    evaluation = config.evaluation
-    if evaluation is None:
-        return None
-    return ZeroShotTask(list(evaluation.shards), select=evaluation.select, templates=evaluation.templates)
+def _loss(
+    config: StudentConfig, plan: ReadPlan, dims: dict[str, int], bank: TakenBank | None
+) -> StudentLoss | LabelLoss:
+    if config.loss.kind == "clip4retrofit":
+        return LabelLoss(config.loss, dims, config.model.embed_dim, bank.bank if bank else None)
+    return StudentLoss(config.loss, plan.logit_scales)
 
 
-def _embedding_model(student: Student, device: torch.device) -> EmbeddingModel:
-    assert student.tokenizer is not None
-    return EmbeddingModel(
-        name="student",
-        module=student.model,
-        encode_image=student.model.encode_image,
-        encode_text=student.model.encode_text,
-        tokenize=student.tokenizer,
-        image_size=student.image_size,
-        mean=student.mean,
-        std=student.std,
-        device=device,
-    )
+def _logit_scale(config: StudentConfig, plan: ReadPlan) -> float | None:
+    """What the student starts with; None: its checkpoint's. In a teacher's space it is the teacher's, and stays so."""
+    if config.loss.kind == "clip4retrofit":
+        return next(iter(plan.logit_scales.values()))
+    return None if config.model.checkpoint else config.loss.initial_logit_scale

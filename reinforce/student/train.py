@@ -60,9 +60,15 @@ def train_student(
     folder = Path(output)
     with join_processes(config.device) as processes, _explained(config):
         torch.set_num_threads(config.threads)
-        uses_teachers = config.loss.kind == "mobileclip"
         plan = plan_reading(
-            dataset, config.data, seed=config.seed, uses_teachers=uses_teachers, shards=shards, root=root, select=select
+            dataset,
+            config.data,
+            seed=config.seed,
+            uses_teachers=config.loss.kind != "clip",
+            reads_captions=config.loss.kind != "clip4retrofit",
+            shards=shards,
+            root=root,
+            select=select,
         )
         run = Run(config, plan, folder, processes)
         run.begin(resume=resume)
@@ -81,7 +87,7 @@ def train_student(
         elapsed_s = time.monotonic() - started_s
         # What they gave.
         if processes.is_first:
-            save_student(run.trained(), folder / STUDENT_FOLDER, extra=run.provenance())
+            save_student(run.trained(), folder / STUDENT_FOLDER, extra=run.provenance(), files=run.files())
             draw_curves(read_metrics(folder), folder / CURVES_FILE)
         processes.wait()
         num_taken = run.num_steps - run.first_step

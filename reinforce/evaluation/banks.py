@@ -1,0 +1,81 @@
+"""Which bank a model is evaluated by, and what the classes of a data set are in it.
+
+A bank stands for a text tower: the labels as one teacher embeds them. It fits that teacher, and every image tower that
+was trained in its space.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reinforce.config import ConfigError
+from reinforce.evaluation.model import EmbeddingModel
+from reinforce.shards.banks import Bank, bank_key, read_bank, teachers_of_bank
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes that images are told apart by: names, unit-norm embeddings, and the class of every label id."""
+
+    names: tuple[str, ...]
+    embeddings: Float[Tensor, "classes dim"]
+    of_label: Int[np.ndarray, " labels"]
+
+
+def classes_in(bank: Bank, classnames: Sequence[str]) -> Classes:
+    """The labels of a bank that a data set's class names name, in the order of these; case and spaces do not matter.
+
+    Class names of one label are one class. Raises `ConfigError` if the bank lacks one.
+    """
+    places = {bank_key(label): place for place, label in enumerate(bank.labels)}
+    missing = [name for name in classnames if bank_key(name) not in places]
+    if missing:
+        raise ConfigError(
+            f"bank {bank.name} has no label {missing[0]!r}, nor {len(missing) - 1} more of {len(classnames)} class "
+            "names; name the classes as the bank does (--classnames FILE)"
+        )
+    rows = [places[bank_key(name)] for name in classnames]
+    used = list(dict.fromkeys(rows))
+    return Classes(
+        names=tuple(bank.labels[row] for row in used),
+        embeddings=torch.from_numpy(bank.embeddings[used]),
+        of_label=np.array([used.index(row) for row in rows]),
+    )
+
+
+def bank_for(model: EmbeddingModel, uri: str | None) -> Bank | None:
+    """The bank at `uri` as it fits the model, or the one in a student's folder; None for a model with a text tower.
+
+    Where several teachers have embedded the labels, that of the model's own or recorded weights. Raises `ConfigError`
+    or `FormatError`.
+    """
+    if uri is None and model.has_text:
+        return None
+    where = str(model.bank) if uri is None and model.bank else uri
+    if where is None:
+        raise ConfigError(f"model {model.name}: an image tower alone, and no bank is in its folder; pass --bank URI")
+    bank = _of_its_space(model, [read_bank(where, teacher) for teacher in teachers_of_bank(where)], where)
+    pixels = np.zeros((1, model.image_size, model.image_size, 3), np.uint8)
+    with model.evaluating():
+        dim = model.embed_images(pixels).shape[1]
+    if dim != bank.embeddings.shape[1]:
+        raise ConfigError(
+            f"--bank {where}: its labels have {bank.embeddings.shape[1]} values, an image of {model.name} has {dim}"
+        )
+    return bank
+
+
+def _of_its_space(model: EmbeddingModel, banks: Sequence[Bank], where: str) -> Bank:
+    fitting = [bank for bank in banks if bank.weights_sha256 in model.space]
+    if fitting:
+        return fitting[0]
+    teachers = ", ".join(bank.teacher for bank in banks) or "no teacher"
+    if model.space and not model.has_text:
+        raise ConfigError(f"--bank {where}: is of {teachers}, whose weights {model.name} was not trained from")
+    if len(banks) != 1:
+        raise ConfigError(f"--bank {where}: is of {teachers}, and none of them is {model.name}; give a bank of one")
+    return banks[0]

@@ -1,0 +1,81 @@
+"""An image tower alone, in the space of a teacher: what its folder holds, and how it is opened without the trainer.
+
+It has the face of open_clip's models, which could not open the folder: there is no text tower to build.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reinforce.weights import ModelError
+
+IMAGE_TOWER_CONFIG_NAME = "image_tower_config.json"
+"""As open_clip_config.json; the text tower is null."""
+WEIGHTS_NAME = "open_clip_model.safetensors"
+STUDENT_NAME = "student.json"
+"""Says that a folder is a student's, and what made it."""
+BANKS_FOLDER = "banks"
+"""Of the banks that a student has taken along."""
+
+
+class ImageTower(torch.nn.Module):
+    """An image tower alone, with the face of open_clip's models."""
+
+    def __init__(self, embed_dim: int, vision_cfg: dict[str, Any]) -> None:
+        import open_clip
+
+        super().__init__()
+        self.visual = open_clip.model._build_vision_tower(embed_dim, vision_cfg)
+        self.logit_scale = torch.nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_bias = None
+
+    def encode_image(self, image: Float[Tensor, "batch 3 size size"], normalize: bool = False) -> Tensor:
+        features: Tensor = self.visual(image)
+        return torch.nn.functional.normalize(features, dim=-1) if normalize else features
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.visual.set_grad_checkpointing(enable)
+
+
+@dataclass(frozen=True)
+class LoadedImageTower:
+    """An image tower in evaluation mode with what belongs to it. `preprocess` has `size`, `mean`, `std` and more.
+
+    `teachers` are the sha256 of the weights of those it was trained from, by name; `bank` the folder of the one bank
+    that it has taken along.
+    """
+
+    model: ImageTower
+    preprocess: dict[str, Any]
+    teachers: dict[str, str]
+    bank: Path | None
+
+
+def is_image_tower(folder: Path | str) -> bool:
+    """Whether a folder is that of an image tower alone."""
+    return (Path(folder) / IMAGE_TOWER_CONFIG_NAME).is_file()
+
+
+def load_image_tower(folder: Path | str) -> LoadedImageTower:
+    """The image tower of a folder, in fp32 on the CPU. Raises `ModelError` if it is not a whole one."""
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    try:
+        document = json.loads((folder / IMAGE_TOWER_CONFIG_NAME).read_text(encoding="utf-8"))
+        model_cfg, preprocess = document["model_cfg"], document["preprocess_cfg"]
+        model = ImageTower(model_cfg["embed_dim"], model_cfg["vision_cfg"] | {"timm_model_pretrained": False})
+        model.load_state_dict(load_file(folder / WEIGHTS_NAME))
+        made = json.loads((folder / STUDENT_NAME).read_text(encoding="utf-8"))
+        teachers = {str(name): str(sha256) for name, sha256 in made.get("teachers", {}).items()}
+    except Exception as error:  # open_clip and timm raise whatever a damaged folder leads them to
+        raise ModelError(f"model {folder}: {' '.join(str(error).split())[:300] or type(error).__name__}") from None
+    banks = [path.parent for path in sorted((folder / BANKS_FOLDER).glob("*/bank.json"))]
+    size = {"size": model_cfg["vision_cfg"].get("image_size", 224)}
+    return LoadedImageTower(model.eval(), size | preprocess, teachers, banks[0] if len(banks) == 1 else None)

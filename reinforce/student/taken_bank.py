@@ -1,0 +1,61 @@
+"""The bank that a student in a teacher's space is trained and evaluated against, and takes along in its folder.
+
+Read once, when a run starts; a bank is small.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from reinforce.config import ConfigError, StudentConfig
+from reinforce.exchange.notes import open_dataset_or_packed
+from reinforce.shards.banks import Bank, read_bank
+from reinforce.shards.schema import BANK_FILE, bank_file, bank_folder
+from reinforce.student.plan import ReadPlan
+
+
+@dataclass(frozen=True)
+class TakenBank:
+    """A bank of the dataset with its files, path in the student's folder -> bytes, which are those of the dataset."""
+
+    bank: Bank
+    files: dict[str, bytes]
+
+    def provenance(self) -> dict[str, Any]:
+        """What `student.json` says of it."""
+        names = ("name", "teacher", "fingerprint", "weights_sha256")
+        return {name: getattr(self.bank, name) for name in names}
+
+
+def banks_of(config: StudentConfig, plan: ReadPlan) -> tuple[TakenBank | None, Bank | None]:
+    """The bank that goes with the student, and the one that it is evaluated by."""
+    if config.bank is None:
+        return None, None
+    taken = _take(plan, config.bank, "loss.bank" if config.loss.bank else "evaluation.bank")
+    other = config.evaluation.bank if config.evaluation else None
+    return taken, taken.bank if other in (None, taken.bank.name) else _take(plan, other, "evaluation.bank").bank
+
+
+def _take(plan: ReadPlan, name: str, field: str) -> TakenBank:
+    """The bank `name` as the run's one teacher embeds it; raises `ConfigError` or `FormatError`, naming the field."""
+    if plan.packed is not None:
+        raise ConfigError(
+            f"student.{field}: packed tars hold no banks; train from the dataset they were packed from, or without one"
+        )
+    if len(plan.teachers) != 1:
+        names = ", ".join(plan.teachers) or "none"
+        raise ConfigError(f"student.data.teachers: a bank is that of one teacher, not {names}; name it")
+    ((teacher, model),) = plan.teachers.items()
+    store = open_dataset_or_packed(plan.dataset_uri).store
+    paths = [f"{bank_folder(name)}/{BANK_FILE}", bank_file(name, teacher)]
+    if not store.exists(paths[0]):
+        found = sorted({info.path.split("/")[1] for info in store.list("banks") if info.path.endswith(BANK_FILE)})
+        raise ConfigError(
+            f"student.{field}: the dataset has no bank {name!r}; it has {', '.join(found) or 'none'} (build.banks)"
+        )
+    bank = read_bank(store.uri_of(bank_folder(name)), teacher)
+    if bank.weights_sha256 != model.get("weights_sha256"):
+        raise ConfigError(
+            f"student.{field}: bank {name} is of other weights of {teacher} than its embeddings of the images; "
+            "build it again under another name"
+        )
+    return TakenBank(bank, {path: store.read(path) for path in paths})
