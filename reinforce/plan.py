@@ -139,7 +139,7 @@ class BuildPlan(BuildOutline):
         self.teachers = tuple(teachers)
         self.captioners = tuple(captioners)
         self.load_s = 0.0
-        """Seconds that loading the models took, compiling them included."""
+        """Seconds that loading the models took, compiling them and writing banks included."""
         self.device = resolve_device(config.device)
         # A stream of its own: in the teachers' one every token would wait for a whole pass of theirs.
         self.caption_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]

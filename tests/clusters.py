@@ -104,6 +104,7 @@ CONFIG = {
     "views": {"count": 2, "hflip": 0.5},
     "teachers": {"large": {"model": "fake"}, "small": {"model": "fake"}},
     "captioners": {"fake": {"kind": "transformers", "model": "fake"}},
+    "banks": {"things": {"labels": ["cat", "boat"]}},
     "ray": {"num_cpus": 1},
 }
 """The recipe of `fake_plan`, with names for its models, as a driver sees it that loads none."""

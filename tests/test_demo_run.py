@@ -17,7 +17,7 @@ from reinforce.demo.captions import TEMPLATES, names
 from reinforce.demo.run import STUDENTS, TEACHERS, run_demo
 from reinforce.demo.scenes import draw_scene
 from reinforce.demo.shards import ODD_EVERY, write_scenes
-from reinforce.evaluation.prompts import TEMPLATES_FILE
+from reinforce.prompts import TEMPLATES_FILE
 from reinforce.student.journal import read_metrics
 
 OUTPUT = Path("demo")

@@ -49,6 +49,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "evaluation": (
         "evaluation",
         "image_tower",
+        "prompts",
         "shards",
         "decode",
         "views",
@@ -76,6 +77,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "inspection.recompute": ("inspection", "shards", "sample", "config", "teachers", "weights"),
     "runners": (
         "runners",
+        "banks",
         "builder",
         "inspection",
         "shard_work",
@@ -110,10 +112,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "shard_report": ("shards", "storage"),
     "prefetch": ("plan", "decode", "sample", "shards", "storage", "views"),
     "plan": ("captioners", "teachers", "selection", "shards", "storage", "config", "weights"),
-    "class_bank": ("evaluation", "selection", "shards", "teachers", "config", "weights"),
+    "banks": ("prompts", "teachers", "shards", "storage", "config", "weights"),
     "selection": ("selection", "neighbours", "shards", "storage", "config"),
     "replay": ("shards", "views", "sample", "config"),
     "neighbours": (),
+    "prompts": ("storage", "config"),
     "teachers": ("teachers", "microbatch", "sample", "config", "weights"),
     "captioners": ("captioners", "microbatch", "sample", "config", "weights", "storage"),
     "microbatch": (),

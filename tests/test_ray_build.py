@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from reinforce.config import BuildConfig, ConfigError
+from reinforce.shards.banks import read_bank
 from reinforce.shards.dataset import DatasetMismatchError
 from reinforce.storage import open_store
 from tests.benchmarks.ray_s3 import build_both, different
@@ -60,8 +61,13 @@ def test_good_bad_faulty_and_deadly_shards(cluster: RayNodes, tmp_path: Path) ->
     assert len(attempts["deadly"]) == 3
     assert all("worker died" in reason for reason in attempts["deadly"])
     assert len({event["node"] for event in events(output, "failed") if event["stem"] == "faulty"}) == 2
-    # Nothing is computed again, and what failed can be named.
-    assert run_on_ray(source, output).done.num_files == 0
+    # Nothing is computed again. A bank that is all that is missing is written by a worker that starts for it.
+    banks = {"things": {"labels": ["cat", "boat"]}, "more": {"labels": ["sky", "Sky"]}}
+    again = run_on_ray(source, output, config={"banks": banks})
+    assert (again.num_complete_before, again.done.num_files) == (6, 0)
+    assert again.banks == ("bank more: 1 label x 1 template, written for large, small; 1 repeated label left out",)
+    assert read_bank(str(output / "banks" / "more"), "small").labels == ("sky",)
+    # What failed can be named.
     write_shards(source, ["faulty"])
     again = run_on_ray(source, output, retry_failed=True)
     assert (again.num_shards, list(again.failed)) == (1, ["faulty"])

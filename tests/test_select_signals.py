@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from reinforce import open_dataset
 from reinforce.cli import app
 from reinforce.config import ConfigError
-from reinforce.selection import ClassBank, Criteria, Outcome, read_selection, select_samples
+from reinforce.selection import Criteria, Outcome, read_selection, select_samples
 from reinforce.selection.outcome import describe, printable
+from reinforce.shards.banks import Bank, read_bank
 from reinforce.shards.reader import FormatError
 from reinforce.storage import open_store
 from tests.fakes import fake_plan, run
@@ -41,12 +42,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 members.append((f"{key}.json", json.dumps({"captions": captions}).encode()))
         write_tar(folder / "in" / f"{stem}.tar", members)
     source = {"captions": ["json.captions"], "max_captions": 2}
-    run(fake_plan({"source": source}), folder / "in", folder / "out")
+    # Two spellings of one label: as two rows they would share the mass that it has.
+    banks = {"words": {"labels": ["word", "another 7", "Word", "sub"], "templates": ["{}", "the {}"]}}
+    run(fake_plan({"source": source, "banks": banks}), folder / "in", folder / "out")
     return folder / "out"
 
 
-def select(dataset: Path, output: Path, *, bank: ClassBank | None = None, **asked: Any) -> Outcome:
+def select(dataset: Path, output: Path, *, bank: Bank | None = None, **asked: Any) -> Outcome:
     return select_samples(open_dataset(str(dataset)), str(output), Criteria(**asked), bank=bank)
+
+
+def bank_of(labels: tuple[str, ...], embeddings: np.ndarray, logit_scale: float) -> Bank:
+    """A bank of the teacher `large`."""
+    return Bank("", "large", labels, ("{}",), embeddings, logit_scale, None, "0" * 64, "1" * 64)
 
 
 def rows_of(output: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -120,23 +128,38 @@ def test_labels_are_the_nearest_class_and_the_surest_are_kept(dataset: Path, tmp
     classes = (
         np.stack([views[7], views[25], -views[0]]) / np.linalg.norm([views[7], views[25], views[0]], axis=1)[:, None]
     )
-    bank = ClassBank("large", ("seven", "twenty-five", "none"), classes, 20.0, "0" * 64)
+    bank = bank_of(("seven", "twenty-five", "none"), classes, 20.0)
     logits = 20 * views @ classes.T
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     select(dataset, tmp_path / "all", bank=bank)
     labels = {name: row["label"] for name, row in rows_of(tmp_path / "all").items()}
-    assert labels == dict(zip(names(), [bank.names[i] for i in logits.argmax(1)], strict=True))
+    assert labels == dict(zip(names(), [bank.labels[i] for i in logits.argmax(1)], strict=True))
     outcome = select(dataset, tmp_path / "surest", bank=bank, keep_confident=0.25)
     surest = np.argsort(-probabilities.max(1), kind="stable")[:15]
     assert set(rows_of(tmp_path / "surest")) == {names()[index] for index in surest}
     assert sum(outcome.labels.values()) == 15
 
 
+def test_a_bank_of_the_dataset_gives_labels(dataset: Path, tmp_path: Path) -> None:
+    options = ["--bank", "words", "--teacher", "small", "--keep-confident", "0.5"]
+    result = CliRunner().invoke(app, ["select", str(dataset), "--output", str(tmp_path / "s"), *options])
+    assert result.exit_code == 0, result.stderr
+    bank = read_bank(str(dataset / "banks" / "words"), "small")
+    assert bank.labels == ("word", "another 7", "sub")
+    logits = 10 * matrix(dataset, "embeddings/small/image", "view_000") @ bank.embeddings.T
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    surest = np.argsort(-probabilities.max(1), kind="stable")[:30]
+    expected = {names()[index]: bank.labels[logits[index].argmax()] for index in surest}
+    assert {name: row["label"] for name, row in rows_of(tmp_path / "s").items()} == expected
+    footer = json.loads(pq.read_schema(tmp_path / "s").metadata[b"reinforce"])
+    assert footer["classes"] == bank.fingerprint
+
+
 def test_the_surest_of_samples_whose_confidence_is_one(dataset: Path, tmp_path: Path) -> None:
     """At a scale of thousands every softmax is 1 in float32: what counts is by how far."""
     views = matrix(dataset, "embeddings/large/image", "view_000")
     classes = np.stack([views[7], -views[7]]) / np.linalg.norm(views[7])
-    bank = ClassBank("large", ("like", "unlike"), classes, 5000.0, "0" * 64)
+    bank = bank_of(("like", "unlike"), classes, 5000.0)
     select(dataset, tmp_path / "surest", bank=bank, keep_confident=0.1)
     surest = np.argsort(-np.abs(views @ classes[0]), kind="stable")[:6]
     assert set(rows_of(tmp_path / "surest")) == {names()[index] for index in surest}
@@ -209,10 +232,13 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--dedup", "nan"], "--dedup nan: a cosine above 0"),
     (["--score", "both"], "--score both: one of original"),
     (["--seed", "3", "--dedup", "0.9"], "--seed 3: goes with --split"),
-    (["--keep-confident", "0.2"], "--keep-confident: goes with --labels"),
+    (["--keep-confident", "0.2"], "--keep-confident: goes with --bank or --labels"),
     (["--teacher", "huge", "--dedup", "0.9"], "--teacher huge: the dataset has no such teacher; it has large, small"),
     (["--teacher", "large", "--teacher", "large", "--dedup", "0.9"], "--teacher large: given twice"),
     (["--min-score", "0.999"], "none of the 60 samples is left (9 without a score, 51 score below 0.999)"),
+    (["--bank", "cars"], "--bank cars: the dataset has no such bank; it has words"),
+    (["--bank", "words", "--labels", "nowhere.txt"], "--bank, --labels: give one of the two"),
+    (["--bank", "words", "--templates", "openai"], "--templates: goes with --labels"),
     (["--labels", "nowhere.txt"], "--labels nowhere.txt: no such file"),
     (["--labels", __file__], "teacher large: its signal.json does not say how to load it"),
 ]

@@ -1,12 +1,17 @@
 """`reinforce select`."""
 
 import json
-from typing import Annotated, Any
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reinforce.cli.errors import one_line_errors
 from reinforce.config.base import ConfigError
+
+if TYPE_CHECKING:
+    from reinforce.shards.banks import Bank
+    from reinforce.shards.dataset import Dataset
 
 
 def select(
@@ -27,7 +32,8 @@ def select(
     teacher: Annotated[
         list[str], typer.Option(help="Whose embeddings; several: their mean score. Default: all, by name.")
     ] = [],  # noqa: B006
-    labels: Annotated[str | None, typer.Option(help="Class names, one a line: give every sample a label.")] = None,
+    bank: Annotated[str | None, typer.Option(help="A bank of the dataset, by NAME: give every sample a label.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Likewise, of a file: class names, one a line.")] = None,
     templates: Annotated[str | None, typer.Option(help="Prompts for --labels, as those of evaluate.")] = None,
     keep_confident: Annotated[float | None, typer.Option(help="Share with the surest labels that is kept.")] = None,
     dedup: Annotated[float | None, typer.Option(help="Cosine of images from which on one of them is left out.")] = None,
@@ -38,11 +44,16 @@ def select(
     with one_line_errors():
         _check_choice("--score", score, ("original", "synthetic", "best"))
         _check_choice("--missing", missing, ("error", "skip"))
-        if labels is None and (templates is not None or keep_confident is not None):
-            raise ConfigError(f"--{'templates' if templates is not None else 'keep-confident'}: goes with --labels")
+        if bank is not None and labels is not None:
+            raise ConfigError("--bank, --labels: give one of the two")
+        if templates is not None and labels is None:
+            raise ConfigError("--templates: goes with --labels")
+        if keep_confident is not None and bank is None and labels is None:
+            raise ConfigError("--keep-confident: goes with --bank or --labels")
         from reinforce.selection import Criteria, select_samples
         from reinforce.selection.criteria import parse_split
         from reinforce.selection.outcome import describe
+        from reinforce.selection.signals import choose_teachers
         from reinforce.shards.dataset import open_dataset
 
         asked: dict[str, Any] = {
@@ -61,14 +72,25 @@ def select(
         }
         criteria = Criteria(**asked)
         opened = open_dataset(dataset)
-        bank = None
-        if labels is not None:
-            from reinforce.class_bank import embed_classes
-            from reinforce.selection.signals import choose_teachers
-
-            bank = embed_classes(opened, choose_teachers(opened, criteria.teachers)[0], labels, templates)
-        outcome = select_samples(opened, output, criteria, bank=bank)
+        found = None
+        if bank is not None or labels is not None:
+            found = _bank(opened, choose_teachers(opened, criteria.teachers)[0], bank, labels, templates)
+        outcome = select_samples(opened, output, criteria, bank=found)
         print(json.dumps(outcome.to_json(), indent=2, ensure_ascii=False) if as_json else describe(outcome))
+
+
+def _bank(dataset: "Dataset", teacher: str, name: str | None, labels: str | None, templates: str | None) -> "Bank":
+    """The dataset's own bank of a name, or one that is made here of a file of labels."""
+    if labels is None:
+        from reinforce.selection import stored_bank
+
+        return stored_bank(dataset, name or "", teacher)
+    from reinforce.banks import embed_recorded
+
+    made, num_repeated = embed_recorded(dataset, teacher, labels, templates)
+    if num_repeated:
+        print(f"--labels {labels}: {num_repeated:,} repeated labels left out", file=sys.stderr)
+    return made
 
 
 def _check_choice(option: str, given: str | None, choices: tuple[str, ...]) -> None:

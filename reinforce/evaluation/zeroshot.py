@@ -16,8 +16,8 @@ from reinforce.evaluation.banks import Classes, classes_in
 from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES, EmbeddedImages, ShardImages
 from reinforce.evaluation.metrics import class_aurocs, label_ranks, num_non_finite, recall
 from reinforce.evaluation.model import TEXTS_PER_BATCH, EmbeddingModel
-from reinforce.evaluation.prompts import prompt, read_classnames, read_templates
 from reinforce.evaluation.results import ClassResult, ZeroShotResult
+from reinforce.prompts import prompt, read_classnames, read_templates
 from reinforce.shards.banks import Bank
 
 MOST_OUT_OF_RANGE = 0.01

@@ -4,26 +4,26 @@ What is missing is what a listing lacks; there is no ledger. Nothing is computed
 answer and the dataset is known to be of this recipe.
 """
 
+import time
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from rich.console import Console
 
-from reinforce.config import BuildConfig, ConfigError, Recipe, load_recipe
+from reinforce.banks import describe_written, missing_bank_files, record_banks, write_banks
+from reinforce.config import BuildConfig, Recipe
 from reinforce.inspection.dataset_card import write_dataset_card
 from reinforce.plan import BuildOutline, BuildPlan, load_plan
 from reinforce.prefetch import missing_of
+from reinforce.runners.asked import ask
 from reinforce.runners.extrapolation import Forecast
 from reinforce.runners.forecast import forecast
 from reinforce.runners.local import run_local
 from reinforce.runners.summary import BuildSummary
 from reinforce.runners.worker import Job, ShardWorker
-from reinforce.selection import Selection, read_selection
-from reinforce.shards.dataset import DATASET_FILE, read_document
 from reinforce.shards.reader import FormatError
-from reinforce.shards.schema import CARD_FILE, Signal, check_stem, failure_file
-from reinforce.storage import ShardRef, StorageError, Store, find_shards, open_store, preflight
+from reinforce.shards.schema import CARD_FILE, Signal, failure_file
+from reinforce.storage import ShardRef, StorageError, Store, open_store, preflight
 from reinforce.weights import remote_folder
 
 _NUM_LISTINGS = 8
@@ -59,7 +59,7 @@ def build(
     ['00000']
     """
     console = console or Console(stderr=True)
-    asked = _ask(shards, output, recipe, root, overrides, select, limit_shards)
+    asked = ask(shards, output, recipe, root, overrides, select, limit_shards)
     config, source_root, refs, selection = asked.config, asked.source_root, asked.refs, asked.selection
     store = open_store(output, create=True)
     _check_stores(refs, store, console)
@@ -79,8 +79,8 @@ def build(
         with console.status("loading models"):
             plan = load_plan(config, selection=selection, limit_samples=limit_samples)
         summary = run_plan(plan, refs, store, source_root=source_root, retry_failed=retry_failed, console=console)
-    if summary.done.num_files:
-        _write_card(store, config, console)
+    if summary.done.num_files or summary.banks:
+        _write_card(store, asked.recipe, console)
     return summary
 
 
@@ -105,7 +105,7 @@ def plan_build(
     A few samples are tried: with `ray` by a worker of that cluster, else in this process. `price_per_hour` is that of
     one worker. Raises what `build` raises.
     """
-    asked = _ask(shards, output, recipe, root, overrides, select, limit_shards)
+    asked = ask(shards, output, recipe, root, overrides, select, limit_shards)
     job = Job(asked.config, asked.source_root, open_store(output).uri, limit_samples, asked.selection)
     existing = existing_files(open_store(output), BuildOutline(asked.config).wanted)
     return forecast(
@@ -138,9 +138,15 @@ def run_plan(
     plan.record_signals(output)
     existing = existing_files(output, plan.signals)
     refs = _retried(refs, existing) if retry_failed else refs
+    missing_banks = missing_bank_files(output, plan.config, [teacher.name for teacher in plan.teachers])
+    start = time.perf_counter()
+    with console.status("embedding labels"):
+        write_banks(output, plan.config, plan.teachers)
+    plan.load_s += time.perf_counter() - start
     tasks = [task for ref in refs if (task := missing_of(ref, plan, existing))]
     failed_before = _failed_before(output, refs, {task.shard.stem for task in tasks}, existing)
     summary = run_local(tasks, plan, output, console, failed_before=failed_before)
+    summary.banks = describe_written(output, missing_banks)
     return _complete(summary, len(refs))
 
 
@@ -164,8 +170,10 @@ def run_outline(
 
     output.sweep_temporaries()
     outline.record_dataset(output, source_root)
+    record_banks(output, outline.config)
     existing = existing_files(output, outline.wanted)
     refs = _retried(refs, existing) if retry_failed else refs
+    missing_banks = missing_bank_files(output, outline.config, outline.config.teachers)
     missing = [ref for ref in refs if not outline.is_complete(ref.stem, existing)]
     failed_before = _failed_before(output, refs, {ref.stem for ref in missing}, existing)
     summary = run_ray(
@@ -177,8 +185,11 @@ def run_outline(
         uris=[source_root, output.uri, *_model_uris(outline.config)],
         max_workers=max_workers,
         failed_before=failed_before,
+        needs_start=bool(missing_banks),
         worker_class=worker_class or ShardWorker,
     )
+    still_missing = missing_bank_files(output, outline.config, outline.config.teachers) if missing_banks else []
+    summary.banks = describe_written(output, set(missing_banks).difference(still_missing))
     return _complete(summary, len(refs))
 
 
@@ -190,35 +201,6 @@ def existing_files(output: Store, signals: Iterable[Signal]) -> set[str]:
     folders = ["samples", "failures", *(signal.folder for signal in signals)]
     with ThreadPoolExecutor(1 if output.uri.startswith("file:") else _NUM_LISTINGS) as pool:
         return {info.path for infos in pool.map(lambda folder: list(output.list(folder)), folders) for info in infos}
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What the arguments of a build mean."""
-
-    config: BuildConfig
-    source_root: str
-    refs: list[ShardRef]
-    selection: Selection | None
-
-
-def _ask(
-    shards: str | Sequence[str],
-    output: str,
-    recipe: str | Recipe,
-    root: str | None,
-    overrides: Sequence[str],
-    select: str | None,
-    limit_shards: int | None,
-) -> _Asked:
-    config = (load_recipe(recipe, list(overrides)) if isinstance(recipe, str) else recipe).build
-    if not config.teachers and not config.captioners:
-        raise ConfigError("build.teachers: empty; a build needs at least one teacher or captioner")
-    recorded = read_document(open_store(output), DATASET_FILE)
-    recorded_root = recorded["source_root"] if recorded else None
-    source_root, refs = _find_shards([shards] if isinstance(shards, str) else shards, root, recorded_root)
-    selection = read_selection(select) if select else None
-    return _Asked(config, source_root, _narrow(refs, selection, limit_shards), selection)
 
 
 def _check_stores(refs: Sequence[ShardRef], output: Store, console: Console) -> None:
@@ -270,26 +252,3 @@ def _complete(summary: BuildSummary, num_shards: int) -> BuildSummary:
     summary.num_complete_before = num_shards - summary.num_shards
     summary.num_shards = num_shards
     return summary
-
-
-def _find_shards(uris: Sequence[str], root: str | None, recorded_root: str | None) -> tuple[str, list[ShardRef]]:
-    """The shards with their stems below `--root`, else below the root the dataset was begun with, else their own.
-
-    How the root was reached then (`?profile=`) is no part of what it is: the URIs say how to reach it now.
-    """
-    found_root, refs = find_shards(uris, root or (recorded_root.partition("?")[0] if recorded_root else None))
-    for ref in refs:
-        try:
-            check_stem(ref.stem)
-        except ValueError as error:
-            raise ConfigError(f"--shards: {error}; rename the shard") from None
-    return found_root, refs
-
-
-def _narrow(refs: list[ShardRef], selection: Selection | None, limit: int | None) -> list[ShardRef]:
-    if selection is not None:
-        stems = set(selection.stems)
-        refs = [ref for ref in refs if ref.stem in stems]
-        if not refs:
-            raise ConfigError(f"--select: none of its stems ({', '.join(sorted(stems)[:3])}, ...) is among the shards")
-    return refs[:limit]

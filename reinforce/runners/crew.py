@@ -1,7 +1,8 @@
 """The workers of a run as Ray actors: which nodes they are put on, and what each of them is doing.
 
 An actor is bound to its node, so that a broken node can be left out and a death has a place. Until a first worker has
-started, only two are tried: it fetches the weights and writes `signal.json`, and a wrong recipe costs little.
+started, only two are tried: it fetches the weights, writes each `signal.json` and the banks, and a wrong recipe costs
+little.
 """
 
 import time
@@ -64,9 +65,14 @@ class Hand:
 
 
 class Crew:
-    """Hires and dismisses. `hands` are all workers that are not known to be dead."""
+    """Hires and dismisses. `hands` are all workers that are not known to be dead.
 
-    def __init__(self, worker_class: type, job: Job, needs: Needs, *, max_workers: int | None) -> None:
+    With `needs_start` one is to start even if there is nothing to build.
+    """
+
+    def __init__(
+        self, worker_class: type, job: Job, needs: Needs, *, max_workers: int | None, needs_start: bool = False
+    ) -> None:
         self.hands: dict[str, Hand] = {}
         self.needs = needs
         self.has_started = False
@@ -75,16 +81,22 @@ class Crew:
         # The job is large where there is a selection; credentials never go with it, for it may be spilled to disk.
         self._job = ray.put(job)
         self._max_workers = max_workers
+        self._needs_start = needs_start
         self._num_hired = 0
 
     @property
     def ready(self) -> list[Hand]:
         return [hand for hand in self.hands.values() if hand.ready_at is not None]
 
+    @property
+    def must_start(self) -> bool:
+        """Whether a first worker is still waited for, whatever there is to build."""
+        return self._needs_start and not self.has_started
+
     def hire(
         self, nodes: Collection[dict[str, Any]], blocked: Collection[str], num_wanted: int, carried: Carried
     ) -> list[Hand]:
-        """New workers where there is room for them, `num_wanted` in all.
+        """New workers where there is room for them, `num_wanted` in all, one at least while one `must_start`.
 
         One that waits on a node which others use is asked for only if nobody can start now: an autoscaler sees it.
         """
@@ -99,6 +111,7 @@ class Crew:
             elif hand.is_queued and hand.placed_at is None and now - hand.asked_at > _MOVE_AFTER_S and spare > 0:
                 spare -= 1
                 self.dismiss(hand)
+        num_wanted = max(num_wanted, int(self.must_start))
         wanted = min(num_wanted, self._max_workers or num_wanted)
         hired = []
         while len(self.hands) < (wanted if self.has_started else min(wanted, _MAX_PILOTS)):

@@ -50,7 +50,7 @@ class Driver:
         self._outage = Outage()
 
     def run(self) -> None:
-        while self.leases.num_open and not self._ledger.stopped:
+        while (self.leases.num_open or self._crew.must_start) and not self._ledger.stopped:
             if self._has_lost or time.monotonic() - self._watched_at >= _WATCH_INTERVAL_S:
                 self._watch()
             self._lease()

@@ -29,19 +29,23 @@ def run_ray(
     uris: Sequence[str],
     max_workers: int | None = None,
     failed_before: set[str] | None = None,
+    needs_start: bool = False,
     worker_class: type = ShardWorker,
 ) -> BuildSummary:
     """Reinforces shards on a cluster. `uris` are all that workers reach in stores, models included.
+
+    With `needs_start` a worker starts even if there are no shards: it is what writes the banks.
 
     Raises `ConfigError` when no worker can start.
     """
     progress = Progress(len(refs), sum(ref.size for ref in refs), StageTimes(), console)
     ledger = Ledger(output, progress, num_shards=len(refs), failed_before=failed_before or set())
-    if not refs:
+    if not refs and not needs_start:
         return ledger.summary(0)
     with connected(address):
         needs = needs_of(job.config, alive_nodes())
-        crew = Crew(worker_class, replace(job, num_prepare=needs.num_prepare), needs, max_workers=max_workers)
+        job = replace(job, num_prepare=needs.num_prepare)
+        crew = Crew(worker_class, job, needs, max_workers=max_workers, needs_start=needs_start)
         driver = Driver(refs, crew, ledger, uris, job.config.ray)
         with progress, ledger.open(job.config, worker=str(needs)):
             try:

@@ -20,6 +20,8 @@ class BuildSummary:
     failed: dict[str, str] = field(default_factory=dict)
     num_left: int = 0
     stopped: str | None = None
+    banks: tuple[str, ...] = ()
+    """Of each bank of which this run wrote files, what was written, in words."""
 
 
 def describe(summary: BuildSummary) -> str:
@@ -32,6 +34,7 @@ def describe(summary: BuildSummary) -> str:
             f"{done.num_samples:,} samples, {done.num_kept:,} kept, {done.num_views:,} views, {done.num_captions:,} "
             f"captions; {done.num_files:,} files, {done.num_bytes / 1e6:,.1f} MB in {format_seconds(summary.elapsed_s)}"
         )
+    lines += summary.banks
     for name, counts in (("dropped", done.drops), ("null", done.nulls), ("left out", done.counts)):
         if +counts:
             lines.append(f"{name}: {format_counts(counts)}")

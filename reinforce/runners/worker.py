@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
+from reinforce.banks import write_banks
 from reinforce.builder import compute, open_shards
 from reinforce.config import BuildConfig
 from reinforce.plan import BuildPlan, load_plan
@@ -73,7 +74,7 @@ class Worker(Protocol):
     """What the driver asks of a worker."""
 
     def start(self) -> dict[str, Any] | Failure:
-        """Loads the models; what it runs on, or why it cannot."""
+        """Loads the models and writes the banks that are missing; what it runs on, or why it cannot."""
 
     def build(self, lease: Lease) -> ShardReport | Failure:
         """Builds one shard, after those asked for before."""
@@ -111,6 +112,7 @@ class ShardWorker:
                 self._source, self._output = open_store(job.source_root), open_store(job.output)
                 # Another model under the same name, on this node only, would be refused here.
                 self._plan.record_signals(self._output)
+                write_banks(self._output, job.config, self._plan.teachers)
             self._spool = self._open.enter_context(open_spool())
         except Exception as error:
             return Failure.of(error)

@@ -11,7 +11,7 @@ import numpy as np
 
 from reinforce.config import ConfigError
 from reinforce.selection.candidates import Candidates
-from reinforce.selection.classes import ClassBank, label_samples
+from reinforce.selection.classes import label_samples
 from reinforce.selection.criteria import Criteria, Reason, num_of_share
 from reinforce.selection.duplicates import leave_out_duplicates
 from reinforce.selection.file import write_selection
@@ -19,11 +19,12 @@ from reinforce.selection.membership import Other, add_by_name, leave_out_by_name
 from reinforce.selection.outcome import Outcome, outcome_of
 from reinforce.selection.scores import leave_out_by_score, leave_out_the_rest, score_samples
 from reinforce.selection.signals import SignalRows, choose_teachers, leave_out_unfinished, needed_signals, text_signals
+from reinforce.shards.banks import Bank
 from reinforce.shards.dataset import Dataset
 from reinforce.shards.schema import FORMAT_VERSION, Signal
 
 
-def select_samples(dataset: Dataset, output_uri: str, criteria: Criteria, *, bank: ClassBank | None = None) -> Outcome:
+def select_samples(dataset: Dataset, output_uri: str, criteria: Criteria, *, bank: Bank | None = None) -> Outcome:
     """Writes the samples that meet all criteria, in the dataset's order, replacing the file.
 
     `bank` gives every sample a label. Raises `ConfigError` if nothing is asked or nothing is kept, if a teacher or a
@@ -32,7 +33,7 @@ def select_samples(dataset: Dataset, output_uri: str, criteria: Criteria, *, ban
     if criteria == Criteria(teachers=criteria.teachers, missing=criteria.missing) and bank is None:
         raise ConfigError("select: nothing is asked; give --split, --min-score, --keep-top, --dedup, --within, ...")
     if criteria.keep_confident is not None and bank is None:
-        raise ConfigError("--keep-confident: needs the class names of --labels")
+        raise ConfigError("--keep-confident: needs labels; give --bank or --labels")
     needs_signals = criteria.score_source is not None or criteria.dedup is not None or bank is not None
     teachers = choose_teachers(dataset, criteria.teachers) if needs_signals or criteria.teachers else []
     needed = needed_signals(dataset, criteria, teachers, bank.teacher if bank else None)
@@ -53,7 +54,7 @@ def select_samples(dataset: Dataset, output_uri: str, criteria: Criteria, *, ban
 
 
 def _leave_out_by_signals(
-    dataset: Dataset, candidates: Candidates, criteria: Criteria, teachers: list[str], bank: ClassBank | None
+    dataset: Dataset, candidates: Candidates, criteria: Criteria, teachers: list[str], bank: Bank | None
 ) -> None:
     """What the teachers' embeddings decide: scores, then confidence, then duplicates among what is left."""
     signals = SignalRows(dataset, candidates)
@@ -82,7 +83,7 @@ def _footer(
     dataset: Dataset,
     criteria: Criteria,
     needed: list[Signal],
-    bank: ClassBank | None,
+    bank: Bank | None,
     others: list[Other],
     outcome: Outcome,
 ) -> dict[str, Any]:

@@ -65,11 +65,13 @@ def record_bank(store: Store, name: str, content: dict[str, Any], num_duplicates
     create_or_compare(store, f"{bank_folder(name)}/{BANK_FILE}", document, ["format_version", "content"])
 
 
-def write_bank(store: Store, bank: Bank, *, num_truncated_texts: int) -> None:
+def write_bank(store: Store, bank: Bank, *, content: dict[str, Any], num_truncated_texts: int) -> None:
     """Commits the file of one teacher; of exact float16, whatever the teacher's `mantissa_bits`.
 
-    Raises `DatasetMismatchError` if one is there that was made differently.
+    `content` is what the bank's `fingerprint` is of. Raises `DatasetMismatchError` if one is there that was made
+    differently.
     """
+    assert bank.fingerprint == fingerprint(content), content
     path = bank_file(bank.name, bank.teacher)
     schema = bank_schema(bank.embeddings.shape[1])
     flat = pa.array(bank.embeddings.astype(np.float16).reshape(-1))
@@ -80,6 +82,7 @@ def write_bank(store: Store, bank: Bank, *, num_truncated_texts: int) -> None:
         "bank": bank.name,
         "teacher": bank.teacher,
         "fingerprint": bank.fingerprint,
+        "content": content,
         "weights_sha256": bank.weights_sha256,
         "logit_scale": bank.logit_scale,
         "logit_bias": bank.logit_bias,
@@ -91,8 +94,13 @@ def write_bank(store: Store, bank: Bank, *, num_truncated_texts: int) -> None:
         writer.append(pa.RecordBatch.from_arrays([pa.array(bank.labels, pa.string()), vectors], schema=schema))
         if writer.commit(store, path, footer):
             return
-    with ShardFile(store, path) as file:
-        if file.footer.get("fingerprint") != bank.fingerprint:
+    check_bank(store, bank.name, bank.teacher, bank.fingerprint)
+
+
+def check_bank(store: Store, bank: str, teacher: str, expected: str) -> None:
+    """Refuses a teacher's file that is there with another fingerprint; raises `DatasetMismatchError`."""
+    with ShardFile(store, bank_file(bank, teacher)) as file:
+        if file.footer.get("fingerprint") != expected:
             raise DatasetMismatchError(
                 f"{file.path} was made of other labels, templates or weights; use another name for the bank"
             )

@@ -17,11 +17,12 @@ from jaxtyping import Float16
 from reinforce.shards.digests import document_text
 from reinforce.shards.explicit import EXPLICIT
 from reinforce.shards.reader import FormatError, ShardFile, to_numpy
-from reinforce.shards.schema import FORMAT_VERSION, Signal, canonical_json, check_stem, spine_file
+from reinforce.shards.schema import BANK_FILE, FORMAT_VERSION, Signal, canonical_json, check_stem, spine_file
 from reinforce.storage import Store, open_store
 
 DATASET_FILE = "dataset.json"
 SIGNAL_FILE = "signal.json"
+_MOST_SHOWN = 80
 
 
 class DatasetMismatchError(ValueError):
@@ -86,6 +87,12 @@ class Dataset:
                 assert document is not None
                 found[Signal.parse(folder)] = document
         return dict(sorted(found.items()))
+
+    @property
+    def banks(self) -> list[str]:
+        """The names of its banks of labels, sorted; `read_bank` reads one."""
+        folders = [path.split("/") for path in self.sizes if path.startswith("banks/")]
+        return sorted(parts[1] for parts in folders if parts[2:] == [BANK_FILE])
 
     def stems_of(self, signal: Signal | str) -> list[str]:
         """The stems whose file of this signal is there, sorted."""
@@ -187,7 +194,19 @@ def differences(field: str, existing: Any, wanted: Any) -> list[str]:
         return [line for name in names for line in differences(f"{field}.{name}", existing.get(name), wanted.get(name))]
     if existing == wanted:
         return []
+    is_long = len(canonical_json([existing, wanted])) > _MOST_SHOWN
+    if isinstance(existing, list) and isinstance(wanted, list) and is_long:
+        return _first_difference(field, existing, wanted)
     return [f"{field} is {_shown(existing)} there and {_shown(wanted)} in this recipe"]
+
+
+def _first_difference(field: str, existing: list[Any], wanted: list[Any]) -> list[str]:
+    """Where two lists that are too long to be shown begin to differ."""
+    pairs = enumerate(zip(existing, wanted, strict=False))
+    index = next((index for index, (old, new) in pairs if old != new), None)
+    if index is None:
+        return [f"{field} has {len(existing):,} entries there and {len(wanted):,} in this recipe"]
+    return differences(f"{field}[{index}]", existing[index], wanted[index])
 
 
 def _plain(value: Any) -> Any:
@@ -197,7 +216,7 @@ def _plain(value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     text = canonical_json(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
 
 def _as_signal(signal: Signal | str) -> Signal:

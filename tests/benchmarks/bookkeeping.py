@@ -27,7 +27,7 @@ from reinforce.captioners import FakeCaptioner
 from reinforce.config import BuildConfig
 from reinforce.plan import BuildPlan
 from reinforce.prefetch import ShardTask, missing_of
-from reinforce.runners import command
+from reinforce.runners import asked, command
 from reinforce.shards.dataset import DATASET_FILE, read_document
 from reinforce.shards.schema import failure_file, spine_file
 from reinforce.storage import Store, open_store
@@ -93,8 +93,8 @@ def plan_a_resume(source: str, output: Store, plan: BuildPlan, stages: Stages) -
         return tasks, {task.shard.stem for task in tasks if failure_file(task.shard.stem) in existing}
 
     stages.measure("compare the documents", compare_documents)
-    _, refs = stages.measure("find the shards", lambda: command._find_shards([source], None, None))
-    refs = command._narrow(refs, None, None)
+    _, refs = stages.measure("find the shards", lambda: asked._find_shards([source], None, None))
+    refs = asked._narrow(refs, None, None)
     stages.measure("sweep temporaries", output.sweep_temporaries)
     existing = stages.measure("list the output", lambda: command.existing_files(output, plan.signals))
     tasks, _ = stages.measure("subtract, one machine", subtract)
