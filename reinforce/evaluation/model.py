@@ -78,7 +78,7 @@ class EmbeddingModel:
         """Unit-norm rows on the CPU, in batches. Raises `ModelError` without a text tower."""
         encode, tokenize = self.encode_text, self.tokenize
         if encode is None or tokenize is None:
-            raise ModelError(f"model {self.name}: an image tower alone, which embeds no texts; give --bank")
+            raise ModelError(f"model {self.name}: an image tower alone, which embeds no texts; give --task zeroshot and a bank")
         batches = (list(texts[start : start + TEXTS_PER_BATCH]) for start in range(0, len(texts), TEXTS_PER_BATCH))
         return torch.cat([_unit_norm(encode(tokenize(batch).to(self.device))) for batch in batches])
 
