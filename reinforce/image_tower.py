@@ -47,13 +47,13 @@ class ImageTower(torch.nn.Module):
 class LoadedImageTower:
     """An image tower in evaluation mode with what belongs to it. `preprocess` has `size`, `mean`, `std` and more.
 
-    `teachers` are the sha256 of the weights of those it was trained from, by name; `bank` the folder of the one bank
-    that it has taken along.
+    `space` are the sha256 of the weights of the teachers it was trained from; `bank` is the folder of the one bank that
+    it has taken along.
     """
 
     model: ImageTower
     preprocess: dict[str, Any]
-    teachers: dict[str, str]
+    space: frozenset[str]
     bank: Path | None
 
 
@@ -73,9 +73,10 @@ def load_image_tower(folder: Path | str) -> LoadedImageTower:
         model = ImageTower(model_cfg["embed_dim"], model_cfg["vision_cfg"] | {"timm_model_pretrained": False})
         model.load_state_dict(load_file(folder / WEIGHTS_NAME))
         made = json.loads((folder / STUDENT_NAME).read_text(encoding="utf-8"))
-        teachers = {str(name): str(sha256) for name, sha256 in made.get("teachers", {}).items()}
+        recorded = [*made.get("teachers", {}).values(), made.get("bank", {}).get("weights_sha256")]
     except Exception as error:  # open_clip and timm raise whatever a damaged folder leads them to
         raise ModelError(f"model {folder}: {' '.join(str(error).split())[:300] or type(error).__name__}") from None
     banks = [path.parent for path in sorted((folder / BANKS_FOLDER).glob("*/bank.json"))]
     size = {"size": model_cfg["vision_cfg"].get("image_size", 224)}
-    return LoadedImageTower(model.eval(), size | preprocess, teachers, banks[0] if len(banks) == 1 else None)
+    space = frozenset(sha256 for sha256 in recorded if isinstance(sha256, str))
+    return LoadedImageTower(model.eval(), size | preprocess, space, banks[0] if len(banks) == 1 else None)

@@ -36,6 +36,10 @@ TORCHRUN: dict[str, Any] = {"steps": 60, "checkpoint_every": 10}
 """How the run of the fixture `of_torchrun` differs from `recipe()`."""
 
 
+_ARGUMENTS = ("shards", "root", "select", "uses_teachers", "reads_captions")
+"""Of `plan_reading`."""
+
+
 @dataclass(frozen=True)
 class ByteTokenizer:
     """Texts as bytes plus 1, padded with 0, so that a test can read a batch's captions back."""
@@ -81,7 +85,7 @@ def build_dataset(folder: Path, source: Path | None = None, **config: Any) -> Pa
 
 def plan_of(dataset: Path, *, seed: int = 0, **options: Any) -> ReadPlan:
     """A plan without worker processes, of which `options` are fields of the recipe or arguments of `plan_reading`."""
-    arguments = {name: options.pop(name) for name in ("shards", "root", "select", "uses_teachers") if name in options}
+    arguments = {name: options.pop(name) for name in _ARGUMENTS if name in options}
     data = DataConfig.model_validate({"workers": 0, "open_shards": 2} | options)
     return plan_reading(str(dataset), data, seed=seed, **arguments)
 

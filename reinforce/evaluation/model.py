@@ -78,7 +78,7 @@ class EmbeddingModel:
         """Unit-norm rows on the CPU, in batches. Raises `ModelError` without a text tower."""
         encode, tokenize = self.encode_text, self.tokenize
         if encode is None or tokenize is None:
-            raise ModelError(f"model {self.name}: an image tower alone, which embeds no texts; give --task zeroshot and a bank")
+            raise ModelError(f"model {self.name}: an image tower alone embeds no texts; see --bank")
         batches = (list(texts[start : start + TEXTS_PER_BATCH]) for start in range(0, len(texts), TEXTS_PER_BATCH))
         return torch.cat([_unit_norm(encode(tokenize(batch).to(self.device))) for batch in batches])
 
@@ -89,7 +89,7 @@ def load_embedding_model(name: str, device: torch.device) -> EmbeddingModel:
     if is_image_tower(folder):
         tower = load_image_tower(folder)
         model = embedding_model_of(OpenClipModel(tower.model, None, tower.preprocess, ""), name, device)
-        return replace(model, space=frozenset(tower.teachers.values()), bank=tower.bank)
+        return replace(model, space=tower.space, bank=tower.bank)
     loaded = load_open_clip(open_clip_name(name))
     return replace(embedding_model_of(loaded, name, device), space=frozenset([loaded.weights_sha256]))
 

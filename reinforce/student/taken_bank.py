@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from reinforce.config import ConfigError, StudentConfig
-from reinforce.exchange.notes import open_dataset_or_packed
 from reinforce.shards.banks import Bank, read_bank
-from reinforce.shards.schema import BANK_FILE, bank_file, bank_folder
+from reinforce.shards.dataset import open_dataset
+from reinforce.shards.schema import BANK_FILE, Signal, bank_file, bank_folder
 from reinforce.student.plan import ReadPlan
 
 
@@ -44,18 +44,16 @@ def _take(plan: ReadPlan, name: str, field: str) -> TakenBank:
     if len(plan.teachers) != 1:
         names = ", ".join(plan.teachers) or "none"
         raise ConfigError(f"student.data.teachers: a bank is that of one teacher, not {names}; name it")
-    ((teacher, model),) = plan.teachers.items()
-    store = open_dataset_or_packed(plan.dataset_uri).store
-    paths = [f"{bank_folder(name)}/{BANK_FILE}", bank_file(name, teacher)]
-    if not store.exists(paths[0]):
-        found = sorted({info.path.split("/")[1] for info in store.list("banks") if info.path.endswith(BANK_FILE)})
-        raise ConfigError(
-            f"student.{field}: the dataset has no bank {name!r}; it has {', '.join(found) or 'none'} (build.banks)"
-        )
-    bank = read_bank(store.uri_of(bank_folder(name)), teacher)
-    if bank.weights_sha256 != model.get("weights_sha256"):
+    (teacher,) = plan.teachers
+    dataset = open_dataset(plan.dataset_uri)
+    if name not in dataset.banks:
+        found = ", ".join(dataset.banks) or "none"
+        raise ConfigError(f"student.{field}: the dataset has no bank {name!r}; it has {found} (build.banks makes one)")
+    bank = read_bank(dataset.store.uri_of(bank_folder(name)), teacher)
+    if bank.weights_sha256 != dataset.signals[Signal("image", teacher)]["content"]["weights_sha256"]:
         raise ConfigError(
             f"student.{field}: bank {name} is of other weights of {teacher} than its embeddings of the images; "
             "build it again under another name"
         )
-    return TakenBank(bank, {path: store.read(path) for path in paths})
+    paths = [f"{bank_folder(name)}/{BANK_FILE}", bank_file(name, teacher)]
+    return TakenBank(bank, {path: dataset.store.read(path) for path in paths})
