@@ -1,4 +1,4 @@
-"""Labelling students end to end: images without captions train, the bank goes along, and evaluation needs no teacher."""
+"""Labelling students end to end: images without captions train, the bank goes along, evaluation needs no teacher."""
 
 import json
 import os

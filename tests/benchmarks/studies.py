@@ -28,6 +28,8 @@ class Job:
     dataset: Path
     settings: dict[str, Any]
     select: Path | None = None
+    shards: str | None = None
+    """Only these of its shards."""
 
 
 @dataclass(frozen=True)
@@ -36,32 +38,36 @@ class Study:
 
     folder: Path
     recipe: str
-    evaluation: dict[str, Any]
+    evaluation: dict[str, Any] | None
     """The `evaluation` section of every run."""
+    num_at_once: int | None = None
+    """Trainings side by side; default: one a core."""
 
     def train(self, jobs: Iterable[Job], seeds: Iterable[int] = SEEDS) -> None:
         """Every job with every seed; those that are finished are left as they are."""
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(self.num_at_once or len(os.sched_getaffinity(0))) as pool:
             for future in [pool.submit(self._train, job, seed) for job in jobs for seed in seeds]:
                 future.result()
 
     def curve(self, job: Job, seed: int) -> list[tuple[int, float]]:
         """(samples seen, accuracy) of every evaluation."""
-        rows = read_metrics(self._output(job, seed))
+        rows = read_metrics(self.output(job, seed))
         return [(row["samples"], row["top1"]) for row in rows if row["kind"] == "evaluation"]
 
     def final(self, job: Job, seeds: Iterable[int] = SEEDS) -> list[float]:
         """The accuracy at the end, by seed."""
         return [self.curve(job, seed)[-1][1] for seed in seeds]
 
-    def _output(self, job: Job, seed: int) -> Path:
+    def output(self, job: Job, seed: int) -> Path:
+        """The folder of a run."""
         return self.folder / "runs" / f"{job.name}-{seed}"
 
     def _train(self, job: Job, seed: int) -> None:
         fields = {"seed": seed, "data.workers": 0, "evaluation": self.evaluation} | job.settings
         command = ["train-student", "--dataset", str(job.dataset), "--recipe", self.recipe, "--resume"]
-        command += ["--output", str(self._output(job, seed))]
+        command += ["--output", str(self.output(job, seed))]
         command += [] if job.select is None else ["--select", str(job.select)]
+        command += [] if job.shards is None else ["--shards", job.shards]
         for field, value in fields.items():
             command += ["--set", f"student.{field}={json.dumps(value)}"]
         reinforce(command)
