@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from reinforce.evaluation import ZeroShotResult, evaluate_models
@@ -59,7 +60,10 @@ def job_of(backbone: str, dataset: Path, arguments: argparse.Namespace) -> Job:
         settings["model.projection"] = "linear"
     if arguments.epochs:
         settings["epochs"] = arguments.epochs
-    name = f"{backbone}-{arguments.epochs or 'recipe'}" + ("-holdout" if arguments.holdout else "")
+    given = dict(field.split("=", 1) for field in arguments.set)
+    settings |= {field: yaml.safe_load(value) for field, value in given.items()}
+    name = "-".join([backbone, str(arguments.epochs or "recipe"), *arguments.set])
+    name += "-holdout" if arguments.holdout else ""
     shards = str(arguments.shared / "data/cifar10/train" / TRAINING_SHARDS) if arguments.holdout else None
     return Job(name, dataset, settings, shards=shards)
 
@@ -131,6 +135,7 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=list(BACKBONES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of `student`, of every run")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, help="trainings side by side; default: one a core")
     parser.add_argument("--workers", type=int, default=0, help="readers of each training")
