@@ -1,5 +1,6 @@
 """Labelling students end to end: images without captions train, the bank goes along, evaluation needs no teacher."""
 
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from reinforce.banks import resolve_banks, write_banks
 from reinforce.config import BuildConfig, ConfigError
 from reinforce.config.recipe import parse_recipe
 from reinforce.evaluation import ZeroShotResult, evaluate_models, load_embedding_model
+from reinforce.exchange.pack import pack
 from reinforce.shards.banks import read_bank
 from reinforce.storage import open_store
 from reinforce.student.batch import Batch
@@ -22,10 +24,10 @@ from reinforce.student.journal import read_metrics
 from reinforce.student.models import load_student
 from reinforce.student.train import train_student
 from reinforce.teachers import FakeTeacher
-from tests.fakes import fake_plan, run
+from tests.fakes import fake_plan, fake_teachers, run
 from tests.models import save_open_clip
 from tests.students import plan_of, read, recipe
-from tests.tars import image_bytes, write_tar
+from tests.tars import image_bytes, pairs, write_tar
 
 MODEL: dict[str, Any] = {
     "backbone": "test_efficientnet",
@@ -205,6 +207,24 @@ def test_what_a_run_cannot_have_is_refused(folder: Path, tmp_path: Path) -> None
     banks = BuildConfig.model_validate({"banks": {"things": {"labels": LABELS}}, "teachers": {"large": {"model": "f"}}})
     write_banks(open_store(str(other)), resolve_banks(banks), [teacher])
     refused("bank things is of other weights of large than its embeddings of the images", dataset=other)
+
+
+def test_packed_tars_train_without_a_bank(folder: Path, tmp_path: Path) -> None:
+    source = write_tar(tmp_path / "in" / "a.tar", pairs(6)).parent
+    config = {"views": {"count": 1}, "source": {"max_captions": 1}}
+    run(fake_plan(config, teachers=fake_teachers(), captioners=[]), source, tmp_path / "data")
+    pack(str(tmp_path / "data"), str(tmp_path / "packed"), console=Console(file=io.StringIO()))
+    options: dict[str, Any] = {
+        "dataset": tmp_path / "packed",
+        "steps": 2,
+        "data": {"workers": 0, "teachers": ["large"]},
+    }
+    with pytest.raises(ConfigError, match="bank: packed tars hold no banks"):
+        train(folder, tmp_path / "run", **options)
+    train(folder, tmp_path / "run", loss={"kind": "clip4retrofit", "bank_weight": 0}, **options)
+    assert not (tmp_path / "run/student/banks").exists()
+    with pytest.raises(ConfigError, match="needs one teacher, not large, small"):
+        train(folder, tmp_path / "other", dataset=tmp_path / "packed", loss={"kind": "clip4retrofit", "bank_weight": 0})
 
 
 @pytest.mark.parametrize(
