@@ -15,7 +15,15 @@ from rich.console import Console
 from reinforce.banks import resolve_banks, write_banks
 from reinforce.config import BuildConfig, ConfigError
 from reinforce.config.recipe import parse_recipe
-from reinforce.evaluation import ZeroShotResult, evaluate_models, load_embedding_model
+from reinforce.evaluation import (
+    MultiLabelResult,
+    ZeroShotResult,
+    evaluate_models,
+    load_embedding_model,
+    render_class_table,
+    render_table,
+)
+from reinforce.evaluation.images import ShardImages
 from reinforce.exchange.pack import pack
 from reinforce.shards.banks import read_bank
 from reinforce.storage import open_store
@@ -36,8 +44,8 @@ MODEL: dict[str, Any] = {
     "embed_dim": 12,
     "text": None,
 }
-LABELS = ("cat", "red boat", "sky", "dog")
-LOSS = {"kind": "clip4retrofit", "bank": "things"}
+LABELS = ("cat", "red boat", "sky", "Dog")
+LOSS = {"kind": "clip4retrofit", "bank": "things", "bank_scale": 10.0}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +77,7 @@ def train(folder: Path, output: Path, *, dataset: Path | None = None, resume: bo
 @pytest.fixture(scope="module")
 def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("trained") / "run"
-    train(folder, output, evaluation={"shards": [str(folder / "test")], "every_steps": 16}, steps=32)
+    train(folder, output, evaluation={"shards": [str(folder / "test")], "every_steps": 16}, steps=32, batch_size=8)
     return output
 
 
@@ -82,8 +90,8 @@ def evaluated(model: Path | str, folder: Path, **options: Any) -> ZeroShotResult
 def test_images_without_captions_train(folder: Path, trained: Path) -> None:
     rows = [row for row in read_metrics(trained) if row["kind"] == "train"]
     losses = [row["loss"] for row in rows]
-    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
-    assert all(row["loss"] == pytest.approx(row["cosine"] + row["bank"]) for row in rows)
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    assert all(row["loss"] == pytest.approx(row["cosine"] + row["bank"], rel=1e-5) for row in rows)
     # The scale of its teacher, which it does not learn.
     assert [row["logit_scale"] for row in rows] == pytest.approx([10.0] * len(rows))
     assert not rows[-1]["left_out"]
@@ -131,7 +139,7 @@ def test_evaluation_by_the_bank_in_its_folder(folder: Path, trained: Path) -> No
     assert (result.top1, result.auroc) == (last["top1"], last["auroc"])
     # Four classes of five names, in the order of the names.
     model = load_embedding_model(str(trained / "student"), torch.device("cpu"))
-    assert [row.name for row in result.classes] == ["dog", "sky", "red boat", "cat"]
+    assert [row.name for row in result.classes] == ["Dog", "sky", "red boat", "cat"]
     assert [row.num_samples for row in result.classes] == [2, 4, 2, 2]
     assert result.bank == "things"
     student = load_student(trained / "student")
@@ -174,6 +182,38 @@ def test_a_model_with_texts_of_its_own_may_be_scored_by_a_bank(folder: Path, tmp
     wide = save_open_clip(tmp_path / "wide", embed_dim=16)
     with pytest.raises(ConfigError, match=r"its labels have 12 values, an image of .* has 16"):
         evaluated(wide, folder, bank=str(folder / "data/banks/things"))
+
+
+def test_scenes_of_several_labels(folder: Path, trained: Path, tmp_path: Path) -> None:
+    """By hand: the share of (with, without) pairs in the right order, of each label."""
+    scenes = [["cat", "Sky"], ["sky"], ["cat", "unicorn"], [], ["dog"]]
+    members = []
+    for n, labels in enumerate(scenes):
+        members += [(f"{n}.png", image_bytes(n)), (f"{n}.json", json.dumps({"labels": labels}).encode())]
+    write_tar(tmp_path / "t.tar", members)
+    (result,) = evaluate_models([str(trained / "student")], str(tmp_path), labels="json.labels", device="cpu")
+    assert isinstance(result, MultiLabelResult)
+    assert (result.num_samples, result.drops, result.counts) == (4, {"missing_label": 1}, {"labels_without_class": 1})
+    assert [(row.name, row.num_samples) for row in result.classes] == [
+        ("cat", 2),
+        ("red boat", 0),
+        ("sky", 2),
+        ("Dog", 1),
+    ]
+    found = ShardImages(str(tmp_path), needs="labels", field_name="json.labels")
+    model = load_embedding_model(str(trained / "student"), torch.device("cpu"))
+    with model.evaluating():
+        images = found.embed(model).embeddings.numpy()
+    cosines = images @ read_bank(str(folder / "data/banks/things")).embeddings.T
+    by_hand = []
+    for column, carriers in ((0, [0, 2]), (2, [0, 1]), (3, [3])):
+        rest = [row for row in range(4) if row not in carriers]
+        by_hand.append(np.mean([cosines[a, column] > cosines[b, column] for a in carriers for b in rest]))
+    assert [row.auroc for row in result.classes] == [by_hand[0], None, by_hand[1], by_hand[2]]
+    assert result.auroc == pytest.approx(np.mean(by_hand))
+    Console(file=io.StringIO()).print(render_table([result]), render_class_table([result]))
+    with pytest.raises(ConfigError, match=r"has labels in json.tags: pass --labels json.FIELD"):
+        evaluate_models([str(trained / "student")], str(tmp_path), labels="json.tags", device="cpu")
 
 
 def test_another_bank_to_evaluate_by(folder: Path, tmp_path: Path) -> None:

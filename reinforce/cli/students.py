@@ -55,6 +55,9 @@ def evaluate(
     classnames: Annotated[str | None, typer.Option(help="A file of class names; default: beside the shards.")] = None,
     templates: Annotated[str | None, typer.Option(help="A file of prompts with {}, or openai, or simple.")] = None,
     captions: Annotated[str | None, typer.Option(help="retrieval: txt, or json.FIELD.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="zeroshot: json.FIELD, where samples have several labels: AUROC alone.")
+    ] = None,
     bank: Annotated[
         str | None, typer.Option(help="zeroshot: a bank's folder instead of texts; default: that of an image tower.")
     ] = None,
@@ -77,6 +80,7 @@ def evaluate(
             classnames=classnames,
             templates=templates,
             captions=captions,
+            labels=labels,
             bank=bank,
         )
         if as_json:

@@ -5,13 +5,22 @@ one pass of the image tower over the shards, on any device; nothing but embeddin
 """
 
 from reinforce.evaluation.model import EmbeddingModel, embedding_model_of, load_embedding_model
-from reinforce.evaluation.results import RetrievalResult, ZeroShotResult, render_class_table, render_table
+from reinforce.evaluation.multilabel import MultiLabelTask
+from reinforce.evaluation.results import (
+    MultiLabelResult,
+    RetrievalResult,
+    ZeroShotResult,
+    render_class_table,
+    render_table,
+)
 from reinforce.evaluation.retrieval import RetrievalTask
 from reinforce.evaluation.run import evaluate_models
 from reinforce.evaluation.zeroshot import ZeroShotTask
 
 __all__ = [
     "EmbeddingModel",
+    "MultiLabelResult",
+    "MultiLabelTask",
     "RetrievalResult",
     "RetrievalTask",
     "ZeroShotResult",

@@ -81,9 +81,9 @@ class ShardImages:
         self,
         uris: str | Sequence[str],
         *,
-        needs: Literal["label", "captions"],
+        needs: Literal["label", "labels", "captions"],
         select: str | None = None,
-        caption_field: str = "txt",
+        field_name: str = "txt",
         max_captions: int = 5,
         workers: int | None = None,
         cache_bytes: int = CACHE_BYTES,
@@ -94,7 +94,7 @@ class ShardImages:
         self._refs = _selected(refs, self._selection)
         self._needs = needs
         self._max_captions = max_captions
-        self._source = _source_config(caption_field) if needs == "captions" else SourceConfig(captions=())
+        self._source = SourceConfig(captions=()) if needs == "label" else _source_config(field_name, needs)
         self._workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
         self._cache_bytes = cache_bytes
         self._cached: list[Example | Skipped] | None = None
@@ -182,6 +182,8 @@ class ShardImages:
         if self._needs == "captions":
             captions = self._captions(sample)
             return _Facts(captions=captions) if captions else Skipped("no_caption")
+        if self._needs == "labels":
+            return _Facts(captions=sample.captions) if sample.captions else Skipped("missing_label")
         if sample.label is None:
             return Skipped("missing_label")
         label = parse_label(sample.label)
@@ -199,6 +201,8 @@ class ShardImages:
         left_out = drops - Counter(not_selected=drops["not_selected"])
         if not left_out:
             return f"--select: none of its keys is in the shards of {self.root}"
+        if left_out.keys() == {"missing_label"} and self._needs == "labels":
+            return f"no sample of {self.root} has labels in {self._source.captions[0]}: pass --labels json.FIELD"
         if left_out.keys() == {"missing_label"}:
             return f"no sample of {self.root} has a .cls member; zero-shot classification needs labelled shards"
         if left_out.keys() == {"no_caption"}:
@@ -212,11 +216,11 @@ def parse_label(data: bytes) -> int | None:
     return int(text) if text.removeprefix(b"-").isdigit() and len(text) < _MOST_DIGITS else None
 
 
-def _source_config(caption_field: str) -> SourceConfig:
+def _source_config(field_name: str, needs: str) -> SourceConfig:
     try:
-        return SourceConfig(captions=(caption_field,), max_captions=_MOST_CAPTIONS)
+        return SourceConfig(captions=(field_name,), max_captions=_MOST_CAPTIONS)
     except ValueError:
-        raise ConfigError(f"--captions {caption_field}: give txt or json.FIELD") from None
+        raise ConfigError(f"--{needs} {field_name}: give txt or json.FIELD") from None
 
 
 def _selected(refs: list[ShardRef], selection: Selection | None) -> list[ShardRef]:

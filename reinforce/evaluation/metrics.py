@@ -5,7 +5,7 @@ class wins, as in argmax; equal scores in retrieval all count against the model,
 A score that is NaN is never right, and stands before every other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -39,9 +39,18 @@ def class_aurocs(
     images: Float[Tensor, "rows dim"], classes: Float[Tensor, "classes dim"], labels: Int[np.ndarray, " rows"]
 ) -> list[float | None]:
     """Each class against all others, by raw cosine; None for a class without positives or without negatives."""
+    return aurocs(images, classes, lambda index: labels == index)
+
+
+def aurocs(
+    images: Float[Tensor, "rows dim"],
+    classes: Float[Tensor, "classes dim"],
+    carriers: Callable[[int], Bool[np.ndarray, " rows"]],
+) -> list[float | None]:
+    """Likewise, of images that may carry several classes: `carriers(class)` says which carry it."""
     found: list[float | None] = []
     for block, scores in _score_blocks(classes, images):
-        found += [auroc(row, labels == index) for index, row in enumerate(scores, start=block.start)]
+        found += [auroc(row, carriers(index)) for index, row in enumerate(scores, start=block.start)]
     return found
 
 

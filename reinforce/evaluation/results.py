@@ -54,6 +54,30 @@ class ZeroShotResult:
 
 
 @dataclass(frozen=True)
+class MultiLabelResult:
+    """Labels of scenes told from the rest by one model; fields as those of `ZeroShotResult`.
+
+    Of a class `num_samples` are those that carry it; there is no accuracy.
+    """
+
+    model: str
+    num_parameters: int
+    num_samples: int
+    num_templates: int
+    bank: str | None
+    auroc: float | None
+    num_classes_without_auroc: int
+    num_non_finite: int
+    classes: tuple[ClassResult, ...]
+    drops: dict[str, int]
+    counts: dict[str, int]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"task": "multilabel"} | asdict(self)
+
+
+@dataclass(frozen=True)
 class RetrievalResult:
     """Retrieval by one model: recall at k, by k."""
 
@@ -74,7 +98,7 @@ class RetrievalResult:
         return {"task": "retrieval"} | asdict(self)
 
 
-Result = ZeroShotResult | RetrievalResult
+Result = ZeroShotResult | MultiLabelResult | RetrievalResult
 
 
 def render_table(results: Sequence[Result]) -> Table:
@@ -82,6 +106,8 @@ def render_table(results: Sequence[Result]) -> Table:
     assert results
     if isinstance(results[0], ZeroShotResult):
         headers = ["top-1", "top-5", "mean per\nclass", "AUROC"]
+    elif isinstance(results[0], MultiLabelResult):
+        headers = ["AUROC"]
     else:
         headers = [f"{found}\nR@{k}" for found in ("image", "text") for k in RECALLS]
     table = _table("model", "params\n(M)", *headers)
@@ -92,7 +118,7 @@ def render_table(results: Sequence[Result]) -> Table:
     return table
 
 
-def render_class_table(results: Sequence[ZeroShotResult]) -> Table:
+def render_class_table(results: Sequence[ZeroShotResult] | Sequence[MultiLabelResult]) -> Table:
     """One row for each class: its samples, and each model's accuracy and AUROC on it."""
     names = [result.model.rstrip("/").rpartition("/")[2] for result in results]
     columns = [f"{name}\n{what}" for name in names for what in ("top-1", "AUROC")]
@@ -106,12 +132,14 @@ def render_class_table(results: Sequence[ZeroShotResult]) -> Table:
 def _figures(result: Result) -> list[float | None]:
     if isinstance(result, ZeroShotResult):
         return [result.top1, result.top5, result.mean_per_class, result.auroc]
+    if isinstance(result, MultiLabelResult):
+        return [result.auroc]
     return [recalls[k] for recalls in (result.text_to_image, result.image_to_text) for k in RECALLS]
 
 
 def _facts(results: Sequence[Result]) -> list[str]:
     first = results[0]
-    if isinstance(first, ZeroShotResult):
+    if isinstance(first, ZeroShotResult | MultiLabelResult):
         prompts = " and ".join(dict.fromkeys(_prompts(result) for result in results))
         lines = [f"{first.num_samples:,} samples, {len(first.classes):,} classes, {prompts}"]
         if first.num_classes_without_auroc:
@@ -127,7 +155,7 @@ def _facts(results: Sequence[Result]) -> list[str]:
 
 
 def _prompts(result: Result) -> str:
-    assert isinstance(result, ZeroShotResult)
+    assert isinstance(result, ZeroShotResult | MultiLabelResult)
     templates = f"{result.num_templates:,} template{'s' * (result.num_templates != 1)}"
     return templates if result.bank is None else f"{templates} of bank {result.bank}"
 

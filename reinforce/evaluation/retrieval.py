@@ -35,7 +35,7 @@ class RetrievalTask:
             uris,
             needs="captions",
             select=select,
-            caption_field=captions,
+            field_name=captions,
             max_captions=max_captions,
             workers=workers,
             cache_bytes=cache_bytes,

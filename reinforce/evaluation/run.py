@@ -11,6 +11,7 @@ from reinforce.config import ConfigError
 from reinforce.evaluation.banks import bank_for
 from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES
 from reinforce.evaluation.model import check_model_name, load_embedding_model
+from reinforce.evaluation.multilabel import MultiLabelTask
 from reinforce.evaluation.results import Result
 from reinforce.evaluation.retrieval import RetrievalTask
 from reinforce.evaluation.zeroshot import ZeroShotTask
@@ -28,6 +29,7 @@ def evaluate_models(
     classnames: str | None = None,
     templates: str | None = None,
     captions: str | None = None,
+    labels: str | None = None,
     bank: str | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -36,9 +38,10 @@ def evaluate_models(
 ) -> list[Result]:
     """One result for each model, in their order; models are loaded one at a time, in fp32.
 
-    `captions` is `txt` unless given. `bank` is the folder of one that stands for the models' text towers; by default
-    that in a student's folder, if it has no text tower. `threads` is torch's, for the model; the other cores decode.
-    Raises `ConfigError`, `ModelError`, `FormatError` or `StorageError`.
+    `captions` is `txt` unless given. With `labels`, `json.FIELD`, a sample carries several, and AUROC is all there is.
+    `bank` is the folder of one that stands for the models' text towers; by default that in a student's folder, if it
+    has no text tower. `threads` is torch's, for the model; the other cores decode. Raises `ConfigError`, `ModelError`,
+    `FormatError` or `StorageError`.
     """
     console = console or Console(stderr=True)
     where = resolve_device(device)
@@ -51,7 +54,7 @@ def evaluate_models(
     prepared = _prepare(
         task,
         dataset,
-        {"--classnames": classnames, "--templates": templates, "--bank": bank},
+        {"--classnames": classnames, "--templates": templates, "--bank": bank, "--labels": labels},
         captions,
         select=select,
         batch_size=batch_size,
@@ -63,10 +66,10 @@ def evaluate_models(
     for name in models:
         with console.status(f"evaluating {name}"):
             model = load_embedding_model(name, where)
-            if isinstance(prepared, ZeroShotTask):
-                results.append(prepared.evaluate(model, bank_for(model, bank)))
-            else:
+            if isinstance(prepared, RetrievalTask):
                 results.append(prepared.evaluate(model))
+            else:
+                results.append(prepared.evaluate(model, bank_for(model, bank)))
     return results
 
 
@@ -76,7 +79,7 @@ def _prepare(
     prompts: dict[str, str | None],
     captions: str | None,
     **images: Any,
-) -> ZeroShotTask | RetrievalTask:
+) -> ZeroShotTask | MultiLabelTask | RetrievalTask:
     """The task, refused with options of the other one; `images` go on to either."""
     given = {option for option, value in (prompts | {"--captions": captions}).items() if value is not None}
     foreign = given & (prompts.keys() if task == "retrieval" else {"--captions"})
@@ -87,4 +90,12 @@ def _prepare(
         return RetrievalTask(dataset, captions=captions or "txt", **images)
     if prompts["--bank"] is not None and prompts["--templates"] is not None:
         raise ConfigError("--templates: a bank has its own; leave out either")
+    if prompts["--labels"] is not None:
+        return MultiLabelTask(
+            dataset,
+            labels=prompts["--labels"],
+            classnames=prompts["--classnames"],
+            templates=prompts["--templates"],
+            **images,
+        )
     return ZeroShotTask(dataset, classnames=prompts["--classnames"], templates=prompts["--templates"], **images)
