@@ -39,7 +39,7 @@ def members_of_two() -> Members:
 
 
 def build_small(folder: Path) -> None:
-    """`folder/dataset` from `folder/source`: two shards, two real teachers of random weights, a captioner."""
+    """`folder/dataset` from `folder/source`: two shards, two real teachers of random weights, a captioner, a bank."""
     write_tar(folder / "source/one.tar", members_of_one())
     write_tar(folder / "source/sub/two.tar", members_of_two())
     config = BuildConfig.model_validate(
@@ -54,6 +54,7 @@ def build_small(folder: Path) -> None:
                 "a": {"model": save_open_clip(folder / "models/a"), "mantissa_bits": 7},
                 "b": {"model": save_siglip_like(folder / "models/b"), "mantissa_bits": 10},
             },
+            "banks": {"things": {"labels": ["cat", "dog", "boat"]}},
         }
     )
     captioner = FakeCaptioner("fake", image_size=16, num_captions=2)
@@ -115,9 +116,10 @@ def flipped(path: Path, position: int) -> Iterator[None]:
 
 def kind_of(path: Path) -> str:
     """The kind of a dataset's file, or of a tar."""
-    if path.suffix == ".tar" or path.name in ("dataset.json", "signal.json"):
+    if path.suffix == ".tar" or path.name in ("dataset.json", "signal.json", "bank.json"):
         return "source" if path.suffix == ".tar" else path.name
-    top = next(name for name in path.parts if name in ("samples", "captions", "embeddings", "failures", "runs"))
+    tops = ("samples", "captions", "embeddings", "banks", "failures", "runs")
+    top = next(name for name in path.parts if name in tops)
     return f"embeddings/{path.parts[path.parts.index(top) + 2]}" if top == "embeddings" else top
 
 

@@ -29,6 +29,7 @@ CONFIG = BuildConfig.model_validate(
                 "prompt": "Say.",
             },
         },
+        "banks": {"things": {"labels": "/home/someone/names.txt", "templates": "openai"}},
     }
 )
 
@@ -37,7 +38,7 @@ CONFIG = BuildConfig.model_validate(
 def dataset(tmp_path: Path) -> Path:
     members = [*pairs(5), ("bad.png", b"not an image"), ("bad.txt", b"a | caption")]
     write_tar(tmp_path / "source/one.tar", members)
-    run(fake_plan(), tmp_path / "source", tmp_path / "dataset")
+    run(fake_plan({"banks": {"things": {"labels": ["cat", "dog"]}}}), tmp_path / "source", tmp_path / "dataset")
     return tmp_path / "dataset"
 
 
@@ -55,6 +56,8 @@ def test_a_hub_finds_every_folder_and_a_reader_the_figures(dataset: Path) -> Non
     for config in header["configs"]:
         assert list(dataset.glob(config["data_files"])), config
     assert {config["config_name"] for config in header["configs"]} >= {"samples", "embeddings-large-text-fake"}
+    assert {"config_name": "banks-things-small", "data_files": "banks/things/small.parquet"} in header["configs"]
+    assert "- bank of labels `things`: 2 labels x 1 template by large, small" in body
     assert "6 samples, 5 kept; dropped: 1 not_an_image" in body
     assert "| what `large` says |" in body
     assert "| `embeddings/large/image` | fake | 12 dims, 24 px |" in body
@@ -69,6 +72,7 @@ def test_the_recipe_is_there_and_no_place_of_this_machine(dataset: Path) -> None
     assert recipe["build"]["teachers"]["large"]["model"] == "local-dir:large"
     assert recipe["build"]["captioners"]["fake"]["path"] == "captions.parquet"
     assert recipe["build"]["captioners"]["far"]["model"] == "org/captioner"
+    assert recipe["build"]["banks"]["things"] == {"labels": "names.txt", "templates": "openai"}
     text = (dataset / CARD_FILE).read_text()
     assert not any(word in text for word in ("/home", "10.0.0.7", str(dataset.parent), "workers"))
 

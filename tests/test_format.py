@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import reinforce
+from reinforce.shards.banks import bank_key, read_bank
 from reinforce.shards.reader import FormatError, ShardFile, to_numpy
 from reinforce.shards.schema import (
     CAPTIONS_SCHEMA,
@@ -26,6 +27,7 @@ from reinforce.shards.schema import (
 )
 from reinforce.shards.writer import ShardFileWriter, captions_batch, embeddings_batch
 from reinforce.storage import open_store
+from reinforce.teachers import FakeTeacher
 from tests.fakes import files_of
 from tests.golden import make
 
@@ -73,6 +75,24 @@ def test_golden_values() -> None:
         footer = file.footer
     assert footer["source_sha256"] == hashlib.sha256((make.SOURCE / "scenes.tar").read_bytes()).hexdigest()
     assert footer["drops"] == {"corrupt_image": 1, "missing_image": 1}
+
+
+def test_golden_bank() -> None:
+    bank = read_bank(str(make.DATASET / "banks" / "scenes"), "large")
+    assert bank.labels == ("plain picture", "Bäumchen 木", "wide one")
+    assert (bank.logit_scale, bank.logit_bias) == (10.0, None)
+    with ShardFile(open_store(str(make.DATASET)), "banks/scenes/large.parquet") as file:
+        stored, footer = to_numpy(file.read().column("embedding")), file.footer
+    assert stored[1, :3].tolist() == [0.6064453125, -0.25, 0.034912109375]
+    assert footer["fingerprint"] == "34ad9bbb8120d8e4146b00e112f8021828f8616afd8bc4d3a77b85aa02750b29"
+    assert footer["content"]["mantissa_bits"] == 10
+    for row, label in enumerate(bank.labels):
+        prompts = FakeTeacher("", dim=12).embed_texts([f"a photo of a {label}.", label])[0]
+        mean = prompts.mean(axis=0)
+        np.testing.assert_array_equal(stored[row], (mean / np.linalg.norm(mean)).astype(np.float16))
+    assert [bank_key(label) for label in ("Straße", "STRASSE ", "a\u00a0\tB", "é", "e\u0301")] == [
+        "strasse", "strasse", "a b", "é", "e\u0301",
+    ]  # fmt: skip
 
 
 def test_embedding_pages_are_plain_zstd_with_checksums() -> None:

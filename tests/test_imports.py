@@ -205,8 +205,9 @@ def test_heavy_libraries_load_only_where_they_are_used(statement: str, heavy: se
 def test_selecting_loads_no_torch(tmp_path: Path) -> None:
     golden = str(PACKAGE.parent / "tests" / "golden" / "dataset")
     arguments = ["select", golden, "--output", str(tmp_path / "s"), "--min-score", "-1", "--dedup", "0.99"]
+    arguments += ["--bank", "scenes"]
     loaded = modules_after(f"from reinforce.cli import app\napp({arguments}, standalone_mode=False)")
-    assert "reinforce.selection.duplicates" in loaded
+    assert loaded >= {"reinforce.selection.duplicates", "reinforce.shards.banks"}
     assert loaded & {"torch", "ray", "transformers", "open_clip", "reinforce.teachers"} == set()
 
 

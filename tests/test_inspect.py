@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from reinforce.captioners import CaptionRequest, FakeCaptioner
 from reinforce.cli import app
 from reinforce.inspection import table, words
-from reinforce.inspection.figures import Figures, Missing
+from reinforce.inspection.figures import BankFigures, Figures, Missing
 from reinforce.inspection.stats import inspect_dataset
 from reinforce.inspection.values import evenly
 from reinforce.shards.reader import FormatError
@@ -54,7 +54,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tar(folder / "source/sub/one.tar", _one())
     write_tar(folder / "source/two.tar", [("large.png", image_bytes(9, 200, 100)), ("large.txt", b"a caption")])
     plan = fake_plan(
-        {"source": {"captions": ["txt", "json.more"], "max_captions": 2}},
+        {
+            "source": {"captions": ["txt", "json.more"], "max_captions": 2},
+            "banks": {"things": {"labels": ["cat", "Cat", LONG], "templates": ["a {}", "{}"]}},
+        },
         captioners=[SometimesSilent("fake", image_size=16)],
     )
     assert not run(plan, folder / "source", folder / "dataset").failed
@@ -272,6 +275,25 @@ def test_files_that_nothing_explains_are_problems(copy: Path) -> None:
     assert "no spine" in paths["embeddings/small/image/two.parquet"]
     assert "2 files are there, and no signal.json" in paths["captions/fake"]
     assert "embeddings/small/image/sub/one.parquet" not in paths
+
+
+def test_banks_are_told_and_those_that_do_not_fit_are_problems(copy: Path, figures: Figures) -> None:
+    cut = {"large": 2, "small": 2}
+    assert figures.banks == (BankFigures("things", 2, 2, 1, ("large", "small"), (), cut),)
+    line = "bank things: 2 labels x 2 templates by large, small; 1 repeated label left out; 2 prompts longer than large"
+    assert line in _printed(figures)
+    (copy / "banks/things/small.parquet").unlink()
+    shutil.copytree(copy / "banks/things", copy / "banks/lost")
+    (copy / "banks/lost/bank.json").unlink()
+    _rewrite(copy / "banks/things/large.parquet", lambda footer: footer | {"weights_sha256": "f" * 64})
+    found = inspect_dataset(str(copy))
+    assert [(bank.name, bank.teachers, bank.missing_teachers) for bank in found.banks] == [
+        ("things", (), ("large", "small"))
+    ]
+    problems = {problem.path: problem.what for problem in found.problems}
+    assert "is missing" in problems["banks/lost/bank.json"]
+    assert "not that of embeddings/large/image" in problems["banks/things/large.parquet"]
+    assert len(problems) == 2
 
 
 def test_failures_are_listed_with_their_reason(copy: Path) -> None:

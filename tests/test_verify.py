@@ -92,7 +92,7 @@ def test_a_clean_dataset_has_no_fault(built: Path) -> None:
 def test_the_golden_dataset_has_no_fault() -> None:
     folder = Path(golden.__file__).parent
     found = verify(folder / "dataset", root=str(folder / "source"))
-    assert (found.faults, found.num_files, found.num_sources) == ((), 16, 1)
+    assert (found.faults, found.num_files, found.num_sources) == ((), 19, 1)
 
 
 def test_a_selection_among_repeated_keys_has_no_fault(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_flipped_bits_are_found_in_any_kind_of_file(copy: Path, seed: int) -> No
     found = verify(copy, with_source=False)
     assert (found.faults, found.failures) == ((), {"gone": "is truncated"})
     files = [path for path in copy.rglob("*") if path.is_file()]
-    assert len(set(map(kind_of, files))) == 8
+    assert len(set(map(kind_of, files))) == 10
     for path, position in random_bits(files, 16, seed):
         with flipped(path, position):
             faults = verify(copy, with_source=False).faults
@@ -389,12 +389,16 @@ def test_a_precision_that_this_machine_lacks_is_fp32_and_a_wider_bound(copy: Pat
         ("captions/fake/sub/two.parquet", "is missing", "captions/fake/sub/two.parquet"),
         ("samples/sub/two.parquet", "no spine", "**/sub/two.parquet"),
         ("embeddings/b/image/signal.json", "no signal.json", "embeddings/b/image/**/*.parquet"),
+        ("embeddings/b/image/signal.json", "no signal.json", "banks/things/b.parquet"),
+        ("banks/things/bank.json", "no bank.json", "banks/things/*.parquet"),
     ],
 )
 def test_a_missing_file(copy: Path, path: str, what: str, where: str) -> None:
     expected = {str(found.relative_to(copy)) for found in copy.glob(where)}
     (copy / path).unlink()
-    faults = verify(copy).faults
+    faults = [
+        fault for fault in verify(copy).faults if fault.path.split("/")[0] == where.split("/")[0] or where[0] == "*"
+    ]
     assert {fault.path for fault in faults} == expected - ({path} if what == "no spine" else set())
     assert all(what in fault.what for fault in faults)
 
@@ -409,10 +413,12 @@ def test_a_run_log_that_was_cut_between_two_lines(copy: Path) -> None:
 def test_stray_and_foreign_files(copy: Path) -> None:
     (copy / "README.md").write_text("a card")
     (copy / "notes.txt").write_text("-")
-    (copy / "embeddings/a/image/notes.txt").write_text("-")
+    strays = ["banks/notes.txt", "banks/things/notes.txt", "embeddings/a/image/notes.txt"]
+    for path in strays:
+        (copy / path).write_text("-")
     found = verify(copy)
     assert found.num_ignored == 1
-    assert [fault.path for fault in found.faults] == ["embeddings/a/image/notes.txt"]
+    assert [fault.path for fault in found.faults] == strays
 
 
 def _scaled(table: pa.Table) -> pa.Table:
@@ -431,6 +437,50 @@ def _not_finite(table: pa.Table) -> pa.Table:
     values = np.array(table.column("view_000").to_pylist(), np.float16)
     values[2, 3] = np.inf
     return with_column(table, "view_000", list(values))
+
+
+def _scaled_label(table: pa.Table) -> pa.Table:
+    values = np.array(table.column("embedding").to_pylist(), np.float16)
+    values[2] *= np.float16(1.01)
+    return with_column(table, "embedding", list(values))
+
+
+def _other_label(table: pa.Table) -> pa.Table:
+    return with_column(table, "label", ["cat", "cow", "boat"])
+
+
+BANK = "banks/things/a.parquet"
+
+
+@pytest.mark.parametrize(
+    ("change", "change_footer", "column", "row", "what"),
+    [
+        (_scaled_label, None, "embedding", 2, "not of unit norm"),
+        (_other_label, None, "label", 1, "is 'cow', in bank.json it is 'dog'"),
+        (None, lambda f: f.update(teacher="b"), None, None, 'its teacher is "b", not "a"'),
+        (None, lambda f: f["content"].update(precision="bf16"), None, None, "its fingerprint is not that of its"),
+        (None, lambda f: f.update(weights_sha256="0" * 64), None, None, "weights_sha256 is not that of embeddings/a"),
+        (None, lambda f: f.update(num_truncated_texts=4), None, None, "num_truncated_texts is 4, of 3 prompts"),
+        (None, lambda f: f.update(logit_scale=0.0), None, None, "logit_scale is 0.0"),
+        (None, lambda f: f.pop("logit_bias"), None, None, "its footer has no field logit_bias"),
+    ],
+)  # fmt: skip
+def test_a_bank_that_lies(
+    copy: Path, change: Any, change_footer: Any, column: str | None, row: int | None, what: str
+) -> None:
+    forge_file(copy / BANK, change or (lambda table: table), change_footer or (lambda footer: None))
+    faults = verify(copy, with_source=False).faults
+    assert {fault.path for fault in faults} == {BANK}
+    assert any((fault.column, fault.row) == (column, row) and what in fault.what for fault in faults), faults
+
+
+def test_a_bank_of_another_list_or_another_teacher(copy: Path) -> None:
+    shutil.copy(copy / "banks/things/b.parquet", copy / BANK)
+    whats = [fault.what for fault in verify(copy, with_source=False).faults if fault.path == BANK]
+    assert any("labels and images of two models" in what for what in whats)
+    shutil.copytree(copy / "banks/things", copy / "banks/other")
+    for path, what in (("bank.json", "says that it is things"), ("b.parquet", 'its bank is "things", not "other"')):
+        assert what in {fault.path: fault.what for fault in verify(copy).faults}[f"banks/other/{path}"]
 
 
 def _nulled(table: pa.Table) -> pa.Table:
@@ -496,6 +546,9 @@ def test_a_footer_that_lies(copy: Path, path: str, change: Callable[[Any], Any],
         ("embeddings/a/image/signal.json", lambda d: d.update(model=None), "says nothing that can be checked"),
         ("embeddings/a/image/signal.json", lambda d: d["model"].update(weights_sha256="0"), "weights_sha256 of model"),
         ("captions/fake/signal.json", lambda d: d.update(fingerprint="0"), "content.captions is not the fingerprint"),
+        ("banks/things/bank.json", lambda d: d["content"]["labels"].append("cow"), "content: it was edited"),
+        ("banks/things/bank.json", lambda d: d["content"]["labels"].append("Cat"), "has a label twice"),
+        ("banks/things/bank.json", lambda d: d["content"].pop("templates"), "says nothing that can be checked"),
     ],
 )  # fmt: skip
 def test_a_document_that_lies(copy: Path, path: str, change: Callable[[Any], Any], what: str) -> None:

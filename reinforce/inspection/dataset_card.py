@@ -13,9 +13,9 @@ import yaml
 from reinforce.config import BuildConfig
 from reinforce.inspection.figures import Figures
 from reinforce.inspection.stats import inspect_dataset
-from reinforce.inspection.words import count, format_bytes, label, printable
+from reinforce.inspection.words import bank_line, count, format_bytes, label, printable
 from reinforce.shards.dataset import Dataset, open_dataset
-from reinforce.shards.schema import CARD_FILE, FORMAT_VERSION
+from reinforce.shards.schema import CARD_FILE, FORMAT_VERSION, bank_file
 from reinforce.storage import Store
 
 _BEGIN, _END = "<!-- figures: renewed by each build -->", "<!-- end of figures -->"
@@ -73,10 +73,12 @@ def _unlicensed(card: str, models: Sequence[str]) -> str:
 
 
 def _header(figures: Figures) -> dict[str, Any]:
-    """What a hub's viewer needs: every folder of Parquet files is a configuration."""
+    """What a hub's viewer needs: every folder of Parquet files is a configuration, and every teacher's bank."""
     size = next((name for most, name in (*_SIZES, *_LARGER_SIZES) if figures.num_kept < most), "n>1B")
     folders = ["samples", *(signal.folder for signal in figures.signals)]
+    files = [bank_file(bank.name, teacher) for bank in figures.banks for teacher in bank.teachers]
     configs = [{"config_name": folder.replace("/", "-"), "data_files": f"{folder}/**/*.parquet"} for folder in folders]
+    configs += [{"config_name": path.removesuffix(".parquet").replace("/", "-"), "data_files": path} for path in files]
     return {"size_categories": [size], "configs": configs}
 
 
@@ -131,6 +133,7 @@ def _figures_section(dataset: Dataset, figures: Figures, config: BuildConfig, ca
         f"- {format_bytes(figures.total_bytes)} beside {format_bytes(figures.source_bytes)} of source",
         f"- seed {dataset.document['spine']['seed']}, views: {_views(dataset.document['view_policy'])}",
     ]
+    lines += [f"- bank of labels `{printable(bank.name)}`: {bank_line(bank)}" for bank in figures.banks]
     unfinished = [
         f"{label(s.folder)} lacks {count(s.missing.count, 'shard')}" for s in figures.signals if s.missing.count
     ]
@@ -205,6 +208,10 @@ def _recipe(config: BuildConfig) -> list[str]:
             for field in ("model", "checkpoint", "path"):
                 if model.get(field):
                     model[field] = _without_folder(model[field])
+    for bank in recipe.get("banks", {}).values():
+        for field in ("labels", "templates"):
+            if isinstance(bank.get(field), str):
+                bank[field] = _without_folder(bank[field])
     return ["The recipe it was built with:", "", f"```yaml\n{_yaml({'build': recipe})}```", ""]
 
 

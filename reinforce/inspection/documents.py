@@ -8,16 +8,18 @@ from typing import Any
 
 from reinforce.config import SourceConfig
 from reinforce.inspection.faults import FileFaults
+from reinforce.shards.banks import bank_content
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE
 from reinforce.shards.digests import DOCUMENT_DIGEST, document_fault, has_end_of_part, lines_fault
 from reinforce.shards.explicit import EXPLICIT
 from reinforce.shards.reader import FormatError
-from reinforce.shards.schema import FORMAT_VERSION, Signal, caption_column, fingerprint, view_column
+from reinforce.shards.schema import BANK_FILE, FORMAT_VERSION, Signal, caption_column, fingerprint, view_column
 from reinforce.storage import Store
 
 _FIELDS = {
     DATASET_FILE: ("format_version", "spine_fingerprint", "spine", "view_policy", "source_root", "created_with"),
     SIGNAL_FILE: ("format_version", "signal", "fingerprint", "content", "columns", "model"),
+    BANK_FILE: ("format_version", "bank", "fingerprint", "content", "num_duplicates"),
     "failures": ("stem", "error", "attempts", "run"),
 }
 
@@ -29,6 +31,8 @@ class Documents:
     dataset: dict[str, Any]
     signals: dict[Signal, dict[str, Any]]
     failures: dict[str, str]
+    banks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The `bank.json` of each bank, by name."""
     checked: list[FileFaults] = field(default_factory=list)
 
     @property
@@ -61,13 +65,17 @@ def read_documents(store: Store, sizes: dict[str, int]) -> Documents | FileFault
     except (KeyError, TypeError, ValueError) as error:
         faults.add(f"says nothing that can be checked ({type(error).__name__}: {' '.join(str(error).split())[:100]})")
         return faults
-    documents = Documents(dataset, {}, {}, [faults])
+    documents = Documents(dataset, {}, {}, checked=[faults])
     for path in sorted(sizes):
         folder, _, name = path.rpartition("/")
         if name == SIGNAL_FILE and Signal.is_folder(folder):
             faults, document = _read(store, path)
             if document is not None:
                 documents.signals[Signal.parse(folder)] = document
+        elif name == BANK_FILE and folder.startswith("banks/") and folder.count("/") == 1:
+            faults, document = _read(store, path)
+            if document is not None and _is_bank(folder.removeprefix("banks/"), document, faults):
+                documents.banks[folder.removeprefix("banks/")] = document
         elif path.startswith("failures/") and path.endswith(".json"):
             faults, document = _read(store, path)
             stem = path.removeprefix("failures/").removesuffix(".json")
@@ -188,6 +196,30 @@ def _faults_of_signal(documents: Documents, signal: Signal, document: dict[str, 
             yield f"weights_sha256 is not that of embeddings/{signal.model}/image: texts and images of two models"
         if model.get("dim") != image["model"].get("dim"):
             yield f"dim is not that of embeddings/{signal.model}/image"
+
+
+def _is_bank(name: str, document: dict[str, Any], faults: FileFaults) -> bool:
+    """Notes what is wrong with a `bank.json`; whether it says enough for its files to be checked."""
+    try:
+        for what in _faults_of_bank(name, document):
+            faults.add(what)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        faults.add(f"says nothing that can be checked ({type(error).__name__}: {error})")
+        return False
+    return True
+
+
+def _faults_of_bank(name: str, document: dict[str, Any]) -> Iterator[str]:
+    content = document["content"]
+    if document["bank"] != name:
+        yield f"says that it is {document['bank']}"
+    if fingerprint(content) != document["fingerprint"]:
+        yield "fingerprint is not that of content: it was edited"
+    if content != bank_content(tuple(content["labels"]), tuple(content["templates"])):
+        yield "content has a label twice, or one with spaces to spare"
+    for template in content["templates"]:
+        if "{}" not in template:
+            yield f"the template {template!r} has no {{}}"
 
 
 def _columns(documents: Documents, signal: Signal, content: dict[str, Any], columns: list[str]) -> list[str]:

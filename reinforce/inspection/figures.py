@@ -98,6 +98,19 @@ class SignalFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class BankFigures:
+    """A bank of labels, the teachers that have embedded it, those that have not, and the prompts they cut, if any."""
+
+    name: str
+    num_labels: int
+    num_templates: int
+    num_duplicates: int
+    teachers: tuple[str, ...]
+    missing_teachers: tuple[str, ...]
+    num_truncated_texts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class CaptionFigures:
     """The captions of one source (`original` or a captioner) in the shards whose values were read."""
 
@@ -250,6 +263,7 @@ class Figures:
     drifts: tuple[DriftFigures, ...]
     agreements: tuple[AgreementFigures, ...] = ()
     duplicates: tuple[DuplicateFigures, ...] = ()
+    banks: tuple[BankFigures, ...] = ()
     runs: tuple[RunFigures, ...] = ()
     null_examples: dict[str, tuple[SampleName, ...]] = field(default_factory=dict)
     """Signal folder -> a few samples of the sampled shards with a null in it."""

@@ -22,6 +22,7 @@ from reinforce.shards.schema import Signal, failure_file, spine_file
 
 _SPINES = "samples"
 _FILE = re.compile(r"(samples|captions/[^/]+|embeddings/[^/]+/(?:image|text/[^/]+))/(.+)\.parquet")
+_BANK_FILE = re.compile(r"banks/([^/]+)/([^/]+)")
 _RUN_PART = re.compile(r"runs/([^/]+)/[^/]+\.jsonl")
 _MOST_ORPHANS = 1000
 _NUM_THREADS = 16
@@ -40,6 +41,8 @@ class Listing:
     signal_bytes: dict[Signal, Sizes]
     failed: list[str]
     run_parts: dict[str, list[str]]
+    banks: dict[str, dict[str, int]]
+    """Bytes of each bank's file by teacher, in order."""
     problems: list[Problem]
 
     def has(self, signal: Signal, number: int) -> bool:
@@ -85,6 +88,7 @@ class _Found:
     strays: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     failed: list[str] = field(default_factory=list)
     run_parts: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    bank_files: defaultdict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))
 
     def add(self, path: str, num_bytes: int) -> None:
         if match := _FILE.fullmatch(path):
@@ -93,6 +97,8 @@ class _Found:
             sizes.append(num_bytes)
         elif match := _RUN_PART.fullmatch(path):
             self.run_parts[match[1]].append(path)
+        elif match := _BANK_FILE.fullmatch(path):
+            self.bank_files[match[1]][match[2]] = num_bytes
         elif path.startswith(_FAILURES[0]) and path.endswith(_FAILURES[1]):
             self.failed.append(path.removeprefix(_FAILURES[0]).removesuffix(_FAILURES[1]))
         elif path.endswith(f"/{SIGNAL_FILE}") and Signal.is_folder(path.removesuffix(f"/{SIGNAL_FILE}")):
@@ -123,6 +129,10 @@ def list_dataset(dataset: Dataset) -> Listing:
         signal_bytes={},
         failed=sorted(found.failed),
         run_parts={run: sorted(parts) for run, parts in sorted(found.run_parts.items())},
+        banks={
+            name: {file.removesuffix(".parquet"): n for file, n in sorted(files.items()) if file.endswith(".parquet")}
+            for name, files in sorted(found.bank_files.items())
+        },
         problems=problems,
     )
     orphans: list[tuple[Signal, str]] = []

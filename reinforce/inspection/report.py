@@ -19,7 +19,7 @@ from reinforce.inspection.gallery import Gallery, ShownSample, make_gallery
 from reinforce.inspection.plots import number_words
 from reinforce.inspection.remarks import remarks
 from reinforce.inspection.values import ORIGINAL
-from reinforce.inspection.words import count, format_bytes, label
+from reinforce.inspection.words import bank_line, count, format_bytes, label
 from reinforce.sample import DropReason
 from reinforce.shards.dataset import open_dataset
 
@@ -86,6 +86,7 @@ def _render(figures: Figures, gallery: Gallery, maker: CardMaker) -> str:
         low=low,
         colours=_VIEW_COLOURS,
         counted=count,
+        bank_line=bank_line,
     )
     return "\n".join(line for line in text.splitlines() if line.strip()) + "\n"
 

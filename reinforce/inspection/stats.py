@@ -7,6 +7,7 @@ views. It works while a build runs: a signal file that is not there yet is count
 from collections.abc import Sequence
 from dataclasses import replace
 
+from reinforce.inspection.banks import bank_figures
 from reinforce.inspection.doubts import find_doubts
 from reinforce.inspection.duplicates import chosen_teacher, find_all_duplicates, find_duplicates
 from reinforce.inspection.figures import (
@@ -65,6 +66,7 @@ def inspect_dataset(
         failures=failures,
         num_failures=len(failures) if len(listing.failed) <= _MOST_FAILURES else len(listing.failed),
         duplicates=_duplicates(dataset, listing, values, problems, is_full=is_full, num_kept=figures.num_kept),
+        banks=bank_figures(dataset, listing, problems),
         runs=runs,
         cost=total_cost(runs),
         problems=tuple(problems),
@@ -84,7 +86,7 @@ def _counted(dataset: Dataset, listing: Listing, totals: FooterTotals, values: S
     scale = len(listing.stems) / totals.num_shards if totals.num_shards else 1.0
     signals = tuple(_signal(listing, signal, totals, values) for signal in listing.signals)
     spine_bytes = int(listing.spine_bytes.sum())
-    total_bytes = spine_bytes + sum(signal.num_bytes for signal in signals)
+    sample_bytes = spine_bytes + sum(signal.num_bytes for signal in signals)
     num_kept = round(scale * totals.num_kept)
     drifts = (teacher.drift_figures(name) for name, teacher in values.teachers.items())
     return Figures(
@@ -94,8 +96,8 @@ def _counted(dataset: Dataset, listing: Listing, totals: FooterTotals, values: S
         num_kept=num_kept,
         source_bytes=round(scale * totals.source_bytes),
         spine_bytes=spine_bytes,
-        total_bytes=total_bytes,
-        bytes_per_kept=total_bytes / num_kept if num_kept else None,
+        total_bytes=sample_bytes + sum(sum(sizes.values()) for sizes in listing.banks.values()),
+        bytes_per_kept=sample_bytes / num_kept if num_kept else None,
         drops=tuple(DropFigures(r, round(scale * n), tuple(values.drops[r])) for r, n in totals.drops.most_common()),
         left_out={name: round(scale * number) for name, number in sorted(totals.left_out.items())},
         signals=signals,

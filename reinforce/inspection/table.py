@@ -9,6 +9,7 @@ from rich.text import Text
 from reinforce.formatting import format_seconds
 from reinforce.inspection.figures import Distribution, Figures, RunFigures
 from reinforce.inspection.words import (
+    bank_line,
     complete_line,
     count,
     facts,
@@ -44,7 +45,8 @@ def render_table(figures: Figures) -> RenderableType:
     parts += [_lines(facts(figures))] if facts(figures) else []
     parts += [_cosines(figures)] if figures.cosines or figures.drifts else []
     parts += [_captions(figures)] if figures.captions else []
-    lines = _frequent(figures) + _alike(figures) + _cost(figures)
+    lines = [("bank", f"{printable(bank.name)}: {bank_line(bank)}") for bank in figures.banks]
+    lines += _frequent(figures) + _alike(figures) + _cost(figures)
     parts += [_lines(lines)] if lines else []
     return Group(*(line for part in parts for line in (part, "")[: 1 if part is parts[-1] else 2]))
 

@@ -30,7 +30,7 @@ def rounding_error(mantissa_bits: int, dim: int) -> float:
     return 2.0 ** -(mantissa_bits + 1) + _HALF_STEP * math.sqrt(dim) + _FP32_ERROR
 
 
-def _check_column(
+def check_column(
     column: pa.ChunkedArray,
     name: str,
     keys: list[str],
@@ -92,7 +92,7 @@ def check_embeddings(
         if column is None:
             return None
         may_exist = np.ones(len(keys), bool) if num_captions is None else num_captions > index
-        is_null = _check_column(column, name, keys, bits, norm_error, may_exist, faults)
+        is_null = check_column(column, name, keys, bits, norm_error, may_exist, faults)
         num_missing += int((~may_exist).sum())
         rows[name] = np.flatnonzero(is_null & may_exist).tolist()
     return Nulls(num_missing, rows)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from reinforce.inspection.bank_files import undocumented_banks, verify_banks
 from reinforce.inspection.cells import Recomputation
 from reinforce.inspection.documents import Documents, read_documents
 from reinforce.inspection.faults import Fault, FileFaults, Recomputed, Totals, Verification
@@ -20,7 +21,7 @@ from reinforce.shards.schema import CARD_FILE, Signal, spine_file
 from reinforce.storage import Store, open_spool, open_store
 
 _NUM_THREADS = 4
-_OURS = ("samples", "captions", "embeddings", "views", "failures", "runs")
+_OURS = ("samples", "captions", "embeddings", "banks", "views", "failures", "runs")
 
 
 def verify_dataset(
@@ -51,6 +52,7 @@ def verify_dataset(
     tars = sources if with_source else None
     check_cells = _recomputer(dataset, documents, tars, recompute) if recompute else None
     with open_spool() as spool, ThreadPoolExecutor(_NUM_THREADS, "verify") as pool:
+        documents.checked += verify_banks(dataset, documents, spool)
         found = list(pool.map(lambda stem: verify_shard(dataset, documents, tars, stem, spool), stems))
         recomputed, faults = check_cells(found, spool) if check_cells else (None, [])
     strays, num_ignored = _strays(dataset, documents)
@@ -87,7 +89,7 @@ def _strays(dataset: Dataset, documents: Documents) -> tuple[list[Fault], int]:
     with_document = {path.rpartition("/")[0] for path in dataset.sizes if path.endswith(f"/{SIGNAL_FILE}")}
     signals = [Signal.parse(folder) for folder in sorted(with_document) if Signal.is_folder(folder)]
     files = {signal: frozenset(dataset.stems_of(signal)) for signal in signals}
-    faults = _unexplained(dataset, files)
+    faults = _unexplained(dataset, files) + undocumented_banks(dataset, documents)
     known = {CARD_FILE} | {faults.path for faults in documents.checked} | {fault.path for fault in faults}
     known |= {spine_file(stem) for stem in dataset.stems} | {views_file(stem) for stem in dataset.stems}
     known |= {signal.file(stem) for signal, stems in files.items() for stem in stems}

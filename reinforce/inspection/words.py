@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from reinforce.inspection.figures import Figures, Missing, SampleName
+from reinforce.inspection.figures import BankFigures, Figures, Missing, SampleName
 
 _MOST_CHARACTERS = 60
 _MOST_FAILURES = 3
@@ -73,6 +73,16 @@ def sampled_line(figures: Figures) -> str:
     if not figures.is_estimated:
         return values
     return f"~: scaled up from the footers of {figures.num_footer_shards:,} shards (--full reads all)\n{values}"
+
+
+def bank_line(bank: BankFigures) -> str:
+    """What a bank of labels has, and by whom."""
+    size = f"{count(bank.num_labels, 'label')} x {count(bank.num_templates, 'template')}"
+    notes = [f"{size} by {', '.join(bank.teachers) or 'no teacher yet'}"]
+    notes += [f"not by {', '.join(bank.missing_teachers)}"] if bank.missing_teachers else []
+    notes += [f"{count(bank.num_duplicates, 'repeated label')} left out"] if bank.num_duplicates else []
+    cut = bank.num_truncated_texts
+    return "; ".join([*notes, *(f"{count(cut[name], 'prompt')} longer than {name} reads" for name in cut)])
 
 
 def facts(figures: Figures) -> list[tuple[str, str]]:

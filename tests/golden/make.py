@@ -1,4 +1,4 @@
-"""Makes the golden dataset: 8 source samples, two fake teachers, one fake captioner. Run once per format version.
+"""Makes the golden dataset: 8 source samples, two fake teachers, one fake captioner, a bank. Run once a format version.
 
     python -m tests.golden.make
 
@@ -15,6 +15,8 @@ from tests.tars import image_bytes, write_tar
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "source"
 DATASET = FOLDER / "dataset"
+LABELS = ["plain picture", "Bäumchen 木", "Plain  Picture", "wide one"]
+"""The third is the first again."""
 
 
 def write_source() -> None:
@@ -43,7 +45,11 @@ def write_source() -> None:
 def build(output: Path) -> None:
     """The golden build, from the committed source."""
     plan = fake_plan(
-        {"seed": 7, "source": {"captions": ["txt", "json.captions"], "max_captions": 2}},
+        {
+            "seed": 7,
+            "source": {"captions": ["txt", "json.captions"], "max_captions": 2},
+            "banks": {"scenes": {"labels": LABELS, "templates": ["a photo of a {}.", "{}"]}},
+        },
         captioners=[FakeCaptioner("fake", image_size=16, num_captions=2)],
     )
     run(plan, SOURCE, output, source_root="file:///golden/source")
