@@ -1,5 +1,21 @@
-"""`python -m reinforce`."""
+"""The `reinforce` command, and `python -m reinforce`.
 
-from reinforce.cli import main
+`label` runs on devices that have neither typer nor pydantic: it is told apart before either is imported.
+"""
 
-main()
+import sys
+
+
+def main() -> None:
+    """The entry point of the `reinforce` command."""
+    if sys.argv[1:2] == ["label"]:
+        from reinforce.deploy.label.command import main as label
+
+        sys.exit(label(sys.argv[2:]))
+    from reinforce.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

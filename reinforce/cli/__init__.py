@@ -13,6 +13,7 @@ from reinforce.cli.demo import demo
 from reinforce.cli.errors import terminate_as_interrupt
 from reinforce.cli.exchange import import_datacompdr, pack
 from reinforce.cli.inspect import inspect
+from reinforce.cli.label import label
 from reinforce.cli.select import select
 from reinforce.cli.students import evaluate, export, train_student
 
@@ -27,6 +28,9 @@ app = typer.Typer(
 )
 for _command in (build, train_student, evaluate, inspect, select, pack, import_datacompdr, export, demo):
     app.command(_command.__name__.replace("_", "-"))(_command)
+# All that follows goes to its own parser, --help too.
+_forwarding = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+app.command(context_settings=_forwarding)(label)
 
 
 def main() -> None:

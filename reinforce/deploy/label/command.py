@@ -1,0 +1,116 @@
+"""`reinforce label`: the arguments in, an exit status out.
+
+0: all labelled. 1: some inputs could not be labelled; each had its line. 2: a usage error, in one line. 130:
+interrupted. argparse, because typer and what the rest of the command line brings along would take longer to load than
+many a model (decision 0027).
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from reinforce.deploy.label.errors import LabelError
+
+MAX_PIXELS = 178_956_970
+"""As `build.source.max_pixels`."""
+
+
+def main(arguments: list[str]) -> int:
+    """The exit status; everything a person can cause is a line, not a traceback."""
+    # One thread is one thread: numpy's own would come on top of --threads. Read when numpy is imported, below.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        return run(parser().parse_args(arguments))
+    except LabelError as error:
+        print(f"reinforce: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Whoever read has enough. What is left in the buffer must go somewhere when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
+
+
+def run(options: argparse.Namespace) -> int:
+    """Labels what is asked for; raises LabelError."""
+    if options.images.count("-") > 1:
+        raise LabelError("label: - is given twice; there is one standard input")
+    # Not before the arguments are known to be good: these load numpy, Pillow and onnxruntime.
+    from reinforce.deploy.label.inputs import Encoded, Inputs, Unusable
+    from reinforce.deploy.label.labelling import Labeller
+    from reinforce.deploy.label.labels import choose_labels, read_thresholds
+    from reinforce.deploy.label.output import print_labelled, print_note, print_unusable, use_utf8
+    from reinforce.deploy.label.scores import make_scorer
+    from reinforce.deploy.label.session import load_model
+
+    use_utf8(options.json)
+    model = load_model(options.model, options.threads)
+    labels = choose_labels(options.model, model.card, options.labels)
+    scorer = make_scorer(
+        labels,
+        kind=options.scores,
+        scale=options.scale,
+        threshold=options.threshold,
+        thresholds={} if options.thresholds is None else read_thresholds(options.thresholds, labels),
+        top_k=options.top_k,
+    )
+    labeller = Labeller(model=model, scorer=scorer, max_pixels=options.max_pixels)
+    inputs = Inputs(options.images)
+    num_inputs = num_unusable = 0
+    for item in inputs:
+        num_inputs += 1
+        if isinstance(item, Encoded):
+            try:
+                print_labelled(item.source, labeller.label(item.data), options.json)
+                continue
+            except LabelError as error:
+                item = Unusable(item.source, str(error))
+        num_unusable += 1
+        print_unusable(item, options.json)
+    for note in inputs.notes():
+        print_note(note)
+    if num_unusable:
+        print_note(f"{num_unusable:,} of {num_inputs:,} could not be labelled")
+    return 1 if num_unusable else 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise LabelError(f"label: {message} (reinforce label --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of `reinforce label`."""
+    result = _Parser(
+        prog="reinforce label",
+        description="Label images with an exported model; onnxruntime, numpy and Pillow are all it needs.",
+        allow_abbrev=False,
+    )
+    add = result.add_argument
+    add("model", metavar="MODEL", type=Path, help="an ONNX file of reinforce export")
+    add("images", metavar="IMAGE", nargs="+", help="image files, folders, or - for a stream of JPEGs on standard input")
+    add("--labels", metavar="FILE", type=Path, help="only these of the model's labels, one a line")
+    add("--scores", choices=("softmax", "independent"), default="softmax", help="default: softmax")
+    add("--scale", metavar="X", type=_positive_float, help="the scale of the scores; default: the teacher's")
+    add("--top-k", metavar="N", type=_positive_int, default=5, help="at most N labels an image; default: 5")
+    add("--threshold", metavar="X", type=float, help="the least score; an image with none that high is unknown")
+    add("--thresholds", metavar="FILE", type=Path, help="least scores by label: JSON, or lines of label, tab, value")
+    add("--json", action="store_true", help="a line of JSON an image")
+    add("--threads", metavar="N", type=_positive_int, default=1, help="threads of the model; default: 1")
+    add("--max-pixels", metavar="N", type=_positive_int, default=MAX_PIXELS, help="refuse larger images")
+    return result
+
+
+def _positive_int(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def _positive_float(text: str) -> float:
+    if not 0 < (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return number

@@ -1,0 +1,109 @@
+"""What is to be labelled, one at a time: files, the images below folders, a stream of JPEGs on standard input.
+
+What cannot be read is an `Unusable` among the others, so that the rest goes on; nothing is left out uncounted.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from reinforce.deploy.label.jpeg_stream import JpegStream
+
+MAX_IMAGE_BYTES = 128 << 20
+"""Of a file, or of an image of a stream: what is larger is refused before it fills the memory of a small device."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Of the files taken from folders, in any case. A file that is named is opened whatever it is called."""
+
+STREAM = "-"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes of one image; `source` is its path, or its place in the stream, from 0."""
+
+    source: str | int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Something that was to be labelled and cannot be, and why, in words."""
+
+    source: str | int
+    error: str
+
+
+class Inputs:
+    """Iterates over what `arguments` name, in that order, folders sorted; `notes` says what was passed over."""
+
+    def __init__(self, arguments: list[str], stream: BinaryIO | None = None) -> None:
+        self._arguments = arguments
+        self._stream = stream
+        self._num_other_files = 0
+        self._num_skipped_bytes = 0
+
+    def __iter__(self) -> Iterator[Encoded | Unusable]:
+        for argument in self._arguments:
+            if argument == STREAM:
+                yield from self._from_stream()
+            elif os.path.isdir(argument):
+                yield from self._from_folder(argument)
+            else:
+                yield _read(argument)
+
+    def notes(self) -> list[str]:
+        """What was passed over so far, counted, a line each."""
+        notes = []
+        if self._num_other_files:
+            notes.append(f"{self._num_other_files:,} files in folders were left out: their names are no image's")
+        if self._num_skipped_bytes:
+            notes.append(f"{self._num_skipped_bytes:,} bytes of the stream were skipped: they lay between images")
+        return notes
+
+    def _from_stream(self) -> Iterator[Encoded | Unusable]:
+        stream = JpegStream(self._stream or sys.stdin.buffer, MAX_IMAGE_BYTES)
+        num_frames = 0
+        for frame in stream:
+            if frame.fault is None:
+                yield Encoded(num_frames, frame.data)
+            else:
+                yield Unusable(num_frames, frame.fault)
+            num_frames += 1
+        self._num_skipped_bytes += stream.num_skipped_bytes
+        if not num_frames:
+            yield Unusable(STREAM, f"no JPEG in its {stream.num_skipped_bytes:,} bytes")
+
+    def _from_folder(self, folder: str) -> Iterator[Encoded | Unusable]:
+        unreadable: list[OSError] = []
+        num_images = 0
+        for path, folders, files in os.walk(folder, onerror=unreadable.append):
+            folders.sort()
+            for name in sorted(files):
+                if name.lower().endswith(SUFFIXES):
+                    yield _read(os.path.join(path, name))
+                    num_images += 1
+                else:
+                    self._num_other_files += 1
+        for error in unreadable:
+            yield Unusable(str(error.filename), _words(error))
+        if not num_images and not unreadable:
+            yield Unusable(folder, f"no image in this folder ({' '.join(SUFFIXES)})")
+
+
+def _read(path: str) -> Encoded | Unusable:
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        return Unusable(path, _words(error))
+    if len(data) > MAX_IMAGE_BYTES:
+        return Unusable(path, f"larger than {MAX_IMAGE_BYTES >> 20} MiB")
+    return Encoded(path, data)
+
+
+def _words(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)).lower()

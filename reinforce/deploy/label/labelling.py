@@ -1,0 +1,65 @@
+"""One image from bytes to labels, timed by stage."""
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from reinforce.deploy.label.errors import LabelError
+from reinforce.deploy.label.preprocess import clean_view, decode_rgb, normalised
+from reinforce.deploy.label.scores import Scored, Scorer
+from reinforce.deploy.label.session import Model
+from reinforce.rgb import ImageError, ImageFault
+
+_WORDS = {
+    ImageFault.EMPTY_IMAGE: "an empty file",
+    ImageFault.NOT_AN_IMAGE: "not an image",
+    ImageFault.CORRUPT_IMAGE: "a damaged or truncated image",
+    ImageFault.TOO_MANY_PIXELS: "more pixels than --max-pixels",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """The labels of one image; `total_ms` is the stages and the scoring."""
+
+    scored: Scored
+    decode_ms: float
+    preprocess_ms: float
+    infer_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labeller:
+    """A model with a scorer."""
+
+    model: Model
+    scorer: Scorer
+    max_pixels: int
+
+    def label(self, data: bytes) -> Labelled:
+        """Raises LabelError, in words, if these bytes cannot be labelled."""
+        card = self.model.card
+        started = perf_counter()
+        try:
+            image = decode_rgb(data, self.max_pixels)
+        except ImageError as error:
+            raise LabelError(f"{_WORDS[error.fault]} ({error})") from None
+        except MemoryError:
+            raise LabelError("too large for the memory of this machine; lower --max-pixels") from None
+        decoded = perf_counter()
+        pixels = normalised(clean_view(image, card.image_size), card.mean, card.std)
+        prepared = perf_counter()
+        embedding = self.model.embed(pixels)
+        inferred = perf_counter()
+        if not np.isfinite(embedding).all():
+            raise LabelError("the model's embedding of it is not finite")
+        scored = self.scorer.best(embedding)
+        return Labelled(
+            scored=scored,
+            decode_ms=1e3 * (decoded - started),
+            preprocess_ms=1e3 * (prepared - decoded),
+            infer_ms=1e3 * (inferred - prepared),
+            total_ms=1e3 * (perf_counter() - started),
+        )

@@ -1,0 +1,81 @@
+"""An exported model, loaded by onnxruntime: its card, and from pixels to an embedding.
+
+On the CPU, with as many threads as are asked for and no more, and without the arenas in which onnxruntime keeps memory
+for a next time: a small device has it for something else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reinforce.deploy.label.errors import LabelError
+from reinforce.deploy.model_file import ModelCard, ModelFileError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+
+_FATAL = 4
+"""onnxruntime's own log lines would come before ours; what goes wrong is an exception as well."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """A loaded model. `num_bytes` is the size of its file."""
+
+    path: Path
+    card: ModelCard
+    num_bytes: int
+    num_threads: int
+    session: Any
+
+    def embed(self, pixels: Float32[np.ndarray, "1 3 size size"]) -> Float32[np.ndarray, " dim"]:
+        """The unit-norm embedding of one image."""
+        embedding: Float32[np.ndarray, " dim"] = self.session.run(["embedding"], {"pixels": pixels})[0][0]
+        return embedding
+
+
+def load_model(path: Path, num_threads: int) -> Model:
+    """Raises LabelError if the file is none of ours, or none that this onnxruntime reads."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise LabelError(f"label needs onnxruntime: pip install onnxruntime ({' '.join(str(error).split())})") from None
+    if not path.is_file():
+        raise LabelError(f"model {path}: no such file")
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = _FATAL
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        card = ModelCard.from_metadata(session.get_modelmeta().custom_metadata_map)
+        _check_shapes(session, card)
+    except ModelFileError as error:
+        raise LabelError(f"model {path}: {error}") from None
+    except Exception as error:  # onnxruntime has a dozen classes of its own, below Exception
+        raise LabelError(f"model {path}: {_reason(error, onnxruntime.__version__)}") from None
+    return Model(path=path, card=card, num_bytes=path.stat().st_size, num_threads=num_threads, session=session)
+
+
+def _check_shapes(session: Any, card: ModelCard) -> None:
+    inputs = {value.name: value.shape[1:] for value in session.get_inputs()}
+    outputs = {value.name: value.shape[1:] for value in session.get_outputs()}
+    size, dim = card.image_size, card.embed_dim
+    if inputs != {"pixels": [3, size, size]} or outputs.get("embedding") != [dim]:
+        raise ModelFileError(f"it does not take [batch, 3, {size}, {size}] and give [batch, {dim}], as its card says")
+
+
+def _reason(error: Exception, version: str) -> str:
+    text = " ".join(str(error).split())
+    if "opset" in text.lower() or "ir_version" in text.lower() or "ir version" in text.lower():
+        return f"written for a newer onnxruntime than {version}: update it (pip install --upgrade onnxruntime)"
+    if type(error).__name__ in ("InvalidProtobuf", "InvalidGraph") or "No graph was found" in text:
+        return "not an ONNX file, or a damaged one"
+    return f"onnxruntime {version} does not load it ({text[:200]})"
