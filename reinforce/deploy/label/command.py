@@ -6,15 +6,21 @@ many a model (decision 0027).
 """
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from reinforce.deploy.label.errors import LabelError
 
+if TYPE_CHECKING:
+    from reinforce.deploy.label.labelling import Labeller
+
 MAX_PIXELS = 178_956_970
 """As `build.source.max_pixels`."""
+
+_SECONDS = 10.0
 
 
 def main(arguments: list[str]) -> int:
@@ -35,18 +41,34 @@ def main(arguments: list[str]) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Labels what is asked for; raises LabelError."""
+    """Labels what is asked for, or measures it; raises LabelError."""
     if options.images.count("-") > 1:
         raise LabelError("label: - is given twice; there is one standard input")
+    if options.seconds is not None and not options.benchmark:
+        raise LabelError("--seconds: goes with --benchmark")
     # Not before the arguments are known to be good: these load numpy, Pillow and onnxruntime.
-    from reinforce.deploy.label.inputs import Encoded, Inputs, Unusable
+    from reinforce.deploy.label.benchmark import describe, run_benchmark
+    from reinforce.deploy.label.output import print_note, print_unusable, use_utf8
+
+    use_utf8(options.json)
+    labeller = _make_labeller(options)
+    if not options.benchmark:
+        return _label_all(labeller, options.images, options.json)
+    figures, unusable = run_benchmark(labeller, options.images, options.seconds or _SECONDS)
+    for item in unusable:
+        print_unusable(item, as_json=False)
+    print(describe(figures, options.json), flush=True)
+    if unusable:
+        print_note(f"{len(unusable):,} inputs were left out")
+    return 1 if unusable else 0
+
+
+def _make_labeller(options: argparse.Namespace) -> "Labeller":
     from reinforce.deploy.label.labelling import Labeller
     from reinforce.deploy.label.labels import choose_labels, read_thresholds
-    from reinforce.deploy.label.output import print_labelled, print_note, print_unusable, use_utf8
     from reinforce.deploy.label.scores import make_scorer
     from reinforce.deploy.label.session import load_model
 
-    use_utf8(options.json)
     model = load_model(options.model, options.threads)
     labels = choose_labels(options.model, model.card, options.labels)
     scorer = make_scorer(
@@ -57,19 +79,25 @@ def run(options: argparse.Namespace) -> int:
         thresholds={} if options.thresholds is None else read_thresholds(options.thresholds, labels),
         top_k=options.top_k,
     )
-    labeller = Labeller(model=model, scorer=scorer, max_pixels=options.max_pixels)
-    inputs = Inputs(options.images)
+    return Labeller(model=model, scorer=scorer, max_pixels=options.max_pixels)
+
+
+def _label_all(labeller: "Labeller", images: list[str], as_json: bool) -> int:
+    from reinforce.deploy.label.inputs import Encoded, Inputs, Unusable
+    from reinforce.deploy.label.output import print_labelled, print_note, print_unusable
+
+    inputs = Inputs(images)
     num_inputs = num_unusable = 0
     for item in inputs:
         num_inputs += 1
         if isinstance(item, Encoded):
             try:
-                print_labelled(item.source, labeller.label(item.data), options.json)
+                print_labelled(item.source, labeller.label(item.data), as_json)
                 continue
             except LabelError as error:
                 item = Unusable(item.source, str(error))
         num_unusable += 1
-        print_unusable(item, options.json)
+        print_unusable(item, as_json)
     for note in inputs.notes():
         print_note(note)
     if num_unusable:
@@ -96,21 +124,33 @@ def parser() -> argparse.ArgumentParser:
     add("--scores", choices=("softmax", "independent"), default="softmax", help="default: softmax")
     add("--scale", metavar="X", type=_positive_float, help="the scale of the scores; default: the teacher's")
     add("--top-k", metavar="N", type=_positive_int, default=5, help="at most N labels an image; default: 5")
-    add("--threshold", metavar="X", type=float, help="the least score; an image with none that high is unknown")
+    add("--threshold", metavar="X", type=_finite_float, help="the least score; an image with none that high is unknown")
     add("--thresholds", metavar="FILE", type=Path, help="least scores by label: JSON, or lines of label, tab, value")
     add("--json", action="store_true", help="a line of JSON an image")
     add("--threads", metavar="N", type=_positive_int, default=1, help="threads of the model; default: 1")
     add("--max-pixels", metavar="N", type=_positive_int, default=MAX_PIXELS, help="refuse larger images")
+    add("--benchmark", action="store_true", help="measure instead: time by stage, images a second, peak memory")
+    add("--seconds", metavar="N", type=_positive_float, help="with --benchmark: how long; default: 10")
     return result
 
 
 def _positive_int(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
+    return int(text)
+
+
+def _finite_float(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a number, not {text}")
     return number
 
 
 def _positive_float(text: str) -> float:
-    if not 0 < (number := float(text)) < float("inf"):
+    if (number := _finite_float(text)) <= 0:
         raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
     return number

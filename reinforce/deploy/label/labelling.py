@@ -43,13 +43,13 @@ class Labeller:
         card = self.model.card
         started = perf_counter()
         try:
-            image = decode_rgb(data, self.max_pixels)
+            image, part = decode_rgb(data, self.max_pixels, card.image_size)
         except ImageError as error:
             raise LabelError(f"{_WORDS[error.fault]} ({error})") from None
         except MemoryError:
             raise LabelError("too large for the memory of this machine; lower --max-pixels") from None
         decoded = perf_counter()
-        pixels = normalised(clean_view(image, card.image_size), card.mean, card.std)
+        pixels = normalised(clean_view(image, part, card.image_size), card.mean, card.std)
         prepared = perf_counter()
         embedding = self.model.embed(pixels)
         inferred = perf_counter()

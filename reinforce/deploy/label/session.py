@@ -1,11 +1,13 @@
 """An exported model, loaded by onnxruntime: its card, and from pixels to an embedding.
 
-On the CPU, with as many threads as are asked for and no more, and without the arenas in which onnxruntime keeps memory
-for a next time: a small device has it for something else.
+On the CPU, with as many threads as are asked for and no more, in as little memory as costs no time: measured for an
+EfficientNet-B3 of 288 px in fp32, the planned memory of whole runs (`mem_pattern`) takes 33 MB and gains nothing, while
+without its arena onnxruntime takes 30 % more time, and no less memory.
 """
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +52,6 @@ def load_model(path: Path, num_threads: int) -> Model:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.log_severity_level = _FATAL
     try:
@@ -61,7 +62,15 @@ def load_model(path: Path, num_threads: int) -> Model:
         raise LabelError(f"model {path}: {error}") from None
     except Exception as error:  # onnxruntime has a dozen classes of its own, below Exception
         raise LabelError(f"model {path}: {_reason(error, onnxruntime.__version__)}") from None
+    _give_back_memory()
     return Model(path=path, card=card, num_bytes=path.stat().st_size, num_threads=num_threads, session=session)
+
+
+def _give_back_memory() -> None:
+    """What loading took and freed, to the system; glibc would keep it: 8 MB (int8) to 55 MB (fp32) for a B3."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _check_shapes(session: Any, card: ModelCard) -> None:
