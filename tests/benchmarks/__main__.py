@@ -16,6 +16,7 @@ BENCHMARKS = (
     "overlap",
     "cpu_build",
     "captions",
+    "label_pixels",
     "student_reader",
     "packed",
     "training_epoch",

@@ -46,29 +46,21 @@ def run(options: argparse.Namespace) -> int:
         raise LabelError("label: - is given twice; there is one standard input")
     if options.seconds is not None and not options.benchmark:
         raise LabelError("--seconds: goes with --benchmark")
-    # Not before the arguments are known to be good: these load numpy, Pillow and onnxruntime.
-    from reinforce.deploy.label.benchmark import describe, run_benchmark
-    from reinforce.deploy.label.output import print_note, print_unusable, use_utf8
-
-    use_utf8(options.json)
+    # Not before the arguments are known to be good: what is imported from here on loads numpy, Pillow and onnxruntime.
     labeller = _make_labeller(options)
-    if not options.benchmark:
-        return _label_all(labeller, options.images, options.json)
-    figures, unusable = run_benchmark(labeller, options.images, options.seconds or _SECONDS)
-    for item in unusable:
-        print_unusable(item, as_json=False)
-    print(describe(figures, options.json), flush=True)
-    if unusable:
-        print_note(f"{len(unusable):,} inputs were left out")
-    return 1 if unusable else 0
+    if options.benchmark:
+        return _benchmark(labeller, options.images, options.seconds or _SECONDS, options.json)
+    return _label_all(labeller, options.images, options.json)
 
 
 def _make_labeller(options: argparse.Namespace) -> "Labeller":
     from reinforce.deploy.label.labelling import Labeller
     from reinforce.deploy.label.labels import choose_labels, read_thresholds
+    from reinforce.deploy.label.output import use_utf8
     from reinforce.deploy.label.scores import make_scorer
     from reinforce.deploy.label.session import load_model
 
+    use_utf8(options.json)
     model = load_model(options.model, options.threads)
     labels = choose_labels(options.model, model.card, options.labels)
     scorer = make_scorer(
@@ -103,6 +95,19 @@ def _label_all(labeller: "Labeller", images: list[str], as_json: bool) -> int:
     if num_unusable:
         print_note(f"{num_unusable:,} of {num_inputs:,} could not be labelled")
     return 1 if num_unusable else 0
+
+
+def _benchmark(labeller: "Labeller", images: list[str], seconds: float, as_json: bool) -> int:
+    from reinforce.deploy.label.benchmark import describe, run_benchmark
+    from reinforce.deploy.label.output import print_note, print_unusable
+
+    figures, unusable = run_benchmark(labeller, images, seconds)
+    for item in unusable:
+        print_unusable(item, as_json=False)
+    print(describe(figures, as_json), flush=True)
+    if unusable:
+        print_note(f"left out: {len(unusable):,} inputs that cannot be labelled")
+    return 1 if unusable else 0
 
 
 class _Parser(argparse.ArgumentParser):

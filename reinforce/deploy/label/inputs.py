@@ -59,9 +59,9 @@ class Inputs:
         """What was passed over so far, counted, a line each."""
         notes = []
         if self._num_other_files:
-            notes.append(f"{self._num_other_files:,} files in folders were left out: their names are no image's")
+            notes.append(f"left out of the folders, as their names are no image's: {self._num_other_files:,} files")
         if self._num_skipped_bytes:
-            notes.append(f"{self._num_skipped_bytes:,} bytes of the stream were skipped: they lay between images")
+            notes.append(f"skipped in the stream, as they are no part of an image: {self._num_skipped_bytes:,} bytes")
         return notes
 
     def _from_stream(self) -> Iterator[Encoded | Unusable]:

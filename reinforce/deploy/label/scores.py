@@ -47,7 +47,8 @@ class Scorer:
             return np.asarray(powers / powers.sum())
         if self.bias is None:
             return cosines
-        return np.asarray(1 / (1 + np.exp(-(self.scale * cosines + self.bias))))
+        # The sigmoid, in a form that does not overflow.
+        return np.asarray((1 + np.tanh((self.scale * cosines + self.bias) / 2)) / 2)
 
 
 def make_scorer(
