@@ -12,8 +12,11 @@ def main() -> None:
         from reinforce.deploy.label.command import main as label
 
         sys.exit(label(sys.argv[2:]))
-    from reinforce.cli import main as run
-
+    try:
+        from reinforce.cli import main as run
+    except ModuleNotFoundError as error:
+        print(f"reinforce: installed for `reinforce label` alone: {error.name} is not there", file=sys.stderr)
+        sys.exit(2)
     run()
 
 

@@ -29,10 +29,15 @@ SHARES = softmax(COSINES, 10.0)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, three images in a folder and one below it, and a file that is no image."""
+    """A model, images in a folder and below it, and a file that is no image."""
     path = tmp_path_factory.mktemp("label")
     save_colour_model(path / "model.onnx")
-    for name, colour in {"b.png": (0, 255, 0), "a.JPG": (255, 0, 0), "sub/c.png": (0, 0, 255)}.items():
+    for name, colour in {
+        "b.png": (0, 255, 0),
+        "a.JPG": (255, 0, 0),
+        "sub/c.png": (0, 0, 255),
+        "all/d.png": (0, 0, 255),
+    }.items():
         (path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         suffix = "JPEG" if name.endswith("JPG") else "PNG"
         (path / "images" / name).write_bytes(encode(Image.new("RGB", (40, 30), colour), suffix))
@@ -75,6 +80,7 @@ def test_files_and_folders_in_order(capsys: pytest.CaptureFixture[str]) -> None:
         "orange.png: red 0.99",
         "images/a.JPG: red 1.00",
         "images/b.png: green 1.00",
+        "images/all/d.png: blue 1.00",
         "images/sub/c.png: blue 1.00",
     ]
     assert error == "reinforce: left out of the folders, as their names are no image's: 1 files\n"
@@ -123,6 +129,10 @@ def test_what_passes_no_threshold_is_unknown(capsys: pytest.CaptureFixture[str],
     for text in ('{"Red": 0.95, "blue": -1}', "blue\t-1\n\n  red\t0.95\n"):
         (tmp_path / "t").write_text(text)
         assert label_json(capsys, *cosines, "--thresholds", f"{tmp_path}/t")[0]["labels"] == ["green", "blue"]
+    (tmp_path / "teal.png").write_bytes(encode(Image.new("RGB", (20, 20), ORANGE[::-1])))
+    (tmp_path / "t").write_text("blue\t0.95\nred\t0.05")
+    teal = (f"{tmp_path}/teal.png", *cosines[1:], "--thresholds", f"{tmp_path}/t")
+    assert label_json(capsys, *teal)[0]["labels"] == ["green", "red"]
 
 
 def test_labels_are_narrowed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -80,9 +80,13 @@ def test_it_runs_where_there_is_nothing_else(folder: Path, tmp_path: Path) -> No
     done = run_python(folder, "-I", "-S", "-c", textwrap.dedent(code))
     assert (done.returncode, done.stderr) == (0, b"")
     assert json.loads(done.stdout)["labels"] == ["red", "green", "blue"]
-    # And would not run with one thing more.
+    # And nothing else does.
     other = code.replace('"reinforce", "label", "model.onnx"', '"reinforce", "inspect"')
-    assert b"ModuleNotFoundError" in run_python(folder, "-I", "-S", "-c", textwrap.dedent(other)).stderr
+    done = run_python(folder, "-I", "-S", "-c", textwrap.dedent(other))
+    assert (done.returncode, done.stderr) == (
+        2,
+        b"reinforce: installed for `reinforce label` alone: typer is not there\n",
+    )
 
 
 def test_the_rest_of_the_command_line_lists_and_forwards_it(folder: Path) -> None:
