@@ -12,10 +12,11 @@ from reinforce.cli.build import build
 from reinforce.cli.demo import demo
 from reinforce.cli.errors import terminate_as_interrupt
 from reinforce.cli.exchange import import_datacompdr, pack
+from reinforce.cli.export import export
 from reinforce.cli.inspect import inspect
 from reinforce.cli.label import label
 from reinforce.cli.select import select
-from reinforce.cli.students import evaluate, export, train_student
+from reinforce.cli.students import evaluate, train_student
 
 __all__ = ["app", "complete_ray", "main", "terminate_as_interrupt"]
 

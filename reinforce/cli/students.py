@@ -1,4 +1,4 @@
-"""`reinforce train-student`, `evaluate` and `export`."""
+"""`reinforce train-student` and `evaluate`."""
 
 import json
 import os
@@ -89,20 +89,3 @@ def evaluate(
         Console().print(render_table(results))
         if per_class:
             Console().print(render_class_table(results))  # type: ignore[arg-type]
-
-
-def export(
-    student: Annotated[Path, typer.Argument(help="A student's folder.")],
-    output: Annotated[Path, typer.Option(help="The ONNX file to write.")],
-) -> None:
-    """Export a student's image tower to ONNX, in fp32, checked against PyTorch before it is written."""
-    with one_line_errors():
-        from reinforce.deploy.export import export_onnx
-
-        report = export_onnx(student, output)
-        print(
-            f"{report.output}: {report.num_parameters / 1e6:.1f} M parameters, {report.image_size} px to "
-            f"{report.embed_dim} values, {report.num_bytes / 1e6:.1f} MB "
-            f"({report.num_folded_parameters:,} parameters folded)\n"
-            f"cosine to PyTorch: {report.min_cosine:.6f} at worst over {report.num_images} images"
-        )

@@ -1,0 +1,88 @@
+"""Whether an exported file gives the embeddings of the PyTorch student: cosines, and the nearest label of each image.
+
+The file runs in onnxruntime on the CPU, as a device would run it, in batches and in part one image at a time.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from reinforce.deploy.model_file import ModelLabels
+
+BATCH_SIZE = 16
+_NUM_ALONE = 8
+
+Embeddings = Float32[np.ndarray, "images dim"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Over `num_images`, the first of them also in a batch of one.
+
+    `top1` is the part of the images that have the same nearest label; without labels, the part whose nearest embedding
+    of PyTorch is that of the same image.
+    """
+
+    num_images: int
+    min_cosine: float
+    mean_cosine: float
+    top1: float
+
+
+def compare(
+    tower: torch.nn.Module, model: bytes, pixels: Float32[Tensor, "images 3 size size"], labels: ModelLabels | None
+) -> Agreement:
+    """`model` is the file's content. NaN, where it gave any, is the least cosine."""
+    expected, found = in_pytorch(tower, pixels), in_onnxruntime(model, pixels)
+    alone = in_onnxruntime(model, pixels[:_NUM_ALONE], batch_size=1)
+    cosines = _cosines(expected, found)
+    targets = expected if labels is None else labels.embeddings
+    nearest = np.arange(len(expected)) if labels is None else (expected @ targets.T).argmax(axis=1)
+    return Agreement(
+        num_images=len(pixels),
+        min_cosine=float(np.min([cosines.min(), _cosines(expected[: len(alone)], alone).min()])),
+        mean_cosine=float(cosines.mean()),
+        top1=float(((found @ targets.T).argmax(axis=1) == nearest).mean()),
+    )
+
+
+def in_pytorch(tower: torch.nn.Module, pixels: Float32[Tensor, "images 3 size size"]) -> Embeddings:
+    with torch.inference_mode():
+        return np.concatenate([tower(batch).numpy() for batch in _batches(pixels, BATCH_SIZE)])
+
+
+def in_onnxruntime(
+    model: bytes, pixels: Float32[Tensor, "images 3 size size"], *, batch_size: int = BATCH_SIZE
+) -> Embeddings:
+    session = open_session(model)
+    return np.concatenate(
+        [session.run(["embedding"], {"pixels": batch.numpy()})[0] for batch in _batches(pixels, batch_size)]
+    )
+
+
+def open_session(model: bytes) -> Any:
+    """onnxruntime on the CPU with as many threads as torch, exact sums in int8 whatever the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    # CPUs without VNNI add pairs of products in 16 bits, which overflow with weights of 8 bits; this avoids it.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _batches(
+    pixels: Float32[Tensor, "images 3 size size"], size: int
+) -> Iterator[Float32[Tensor, "batch 3 size size"]]:
+    return (pixels[start : start + size] for start in range(0, len(pixels), size))
+
+
+def _cosines(expected: Embeddings, found: Embeddings) -> Float32[np.ndarray, " images"]:
+    cosines: Float32[np.ndarray, " images"] = (expected.astype(np.float64) * found).sum(axis=1)
+    return cosines

@@ -1,0 +1,58 @@
+"""The bank that an exported file carries: the one in its student's folder, or one that is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from reinforce.config import ConfigError
+from reinforce.deploy.model_file import ModelLabels
+from reinforce.shards.banks import read_bank
+from reinforce.student.models import STUDENT_NAME, Student
+
+_BANKS = "banks"
+
+
+def labels_for_student(folder: Path, student: Student, bank_uri: str | None) -> ModelLabels | None:
+    """None if the student's folder has no bank and none is named. Raises ConfigError or FormatError, in one line.
+
+    A student is scored by the labels of its one teacher: a bank of other weights is refused, and any bank for a
+    student with a text tower, which embeds labels itself.
+    """
+    if bank_uri is None:
+        bank_uri = _bank_of_folder(folder)
+    if bank_uri is None:
+        return None
+    if student.has_text:
+        raise ConfigError(f"--bank: {folder} has a text tower of its own; a bank is of the space of its teacher")
+    teachers = _teachers(folder)
+    bank = read_bank(bank_uri, next(iter(teachers)) if len(teachers) == 1 else None)
+    if teachers and bank.weights_sha256 not in teachers.values():
+        raise ConfigError(f"--bank {bank_uri}: its teacher {bank.teacher} has other weights than the student's")
+    if bank.embeddings.shape[1] != student.embed_dim:
+        sizes = f"{bank.embeddings.shape[1]} values a label, the student {student.embed_dim} an image"
+        raise ConfigError(f"--bank {bank_uri}: has {sizes}; name a bank of its teacher")
+    return ModelLabels(
+        bank=bank.name,
+        teacher=bank.teacher,
+        labels=bank.labels,
+        embeddings=bank.embeddings,
+        logit_scale=bank.logit_scale,
+        logit_bias=bank.logit_bias,
+        fingerprint=bank.fingerprint,
+    )
+
+
+def _bank_of_folder(folder: Path) -> str | None:
+    found = sorted(path for path in (folder / _BANKS).glob("*") if path.is_dir())
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ConfigError(f"{folder} has the banks {names}: name one with --bank {found[0]}")
+    return str(found[0]) if found else None
+
+
+def _teachers(folder: Path) -> dict[str, str | None]:
+    """Name -> sha256 of the weights, as training noted them; none for a student saved by other means."""
+    path = folder / STUDENT_NAME
+    document: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    teachers: dict[str, str | None] = document.get("teachers", {})
+    return teachers
