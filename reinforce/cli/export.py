@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reinforce.cli.errors import one_line_errors
+from reinforce.config.base import ConfigError
 
 if TYPE_CHECKING:
     from reinforce.deploy.export import ExportReport
@@ -18,16 +19,32 @@ def export(
         list[str], typer.Option(help="Shards with images like those to come, to check with. Default: noise.")
     ] = [],  # noqa: B006
     more_shards: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="In 8-bit integers, calibrated on images of --shards.")] = False,
+    target: Annotated[str | None, typer.Option(help="With --int8, for: x86 (the default), arm or tensorrt.")] = None,
     bank: Annotated[str | None, typer.Option(help="A bank, DATASET/banks/NAME. Default: the student's own.")] = None,
     num_images: Annotated[int, typer.Option(min=1, help="Images of --shards to check with.")] = 256,
+    num_calibration_images: Annotated[int, typer.Option(min=1, help="With --int8: images to calibrate with.")] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of images.")] = 0,
 ) -> None:
     """Export a student's image tower to ONNX, checked against PyTorch before it is written."""
     with one_line_errors("the file is written whole or not at all"):
         from reinforce.deploy.export import export_onnx
 
-        uris = [*shards, *(more_shards or [])]
-        print(describe(export_onnx(student, output, shards=uris, bank=bank, num_images=num_images, seed=seed)))
+        if target is not None and not int8:
+            raise ConfigError("--target: goes with --int8; an fp32 file is for all of them")
+        if target not in (None, "x86", "arm", "tensorrt"):
+            raise ConfigError(f"--target {target}: must be x86, arm or tensorrt")
+        report = export_onnx(
+            student,
+            output,
+            target=(target or "x86") if int8 else None,  # type: ignore[arg-type]
+            shards=[*shards, *(more_shards or [])],
+            bank=bank,
+            num_images=num_images,
+            num_calibration_images=num_calibration_images,
+            seed=seed,
+        )
+        print(describe(report))
 
 
 def describe(report: "ExportReport") -> str:
@@ -35,16 +52,19 @@ def describe(report: "ExportReport") -> str:
     from reinforce.formatting import format_counts
 
     card, agreement = report.card, report.agreement
+    precision = f"int8 for {card.target}" if card.target else card.precision
     folded = f", {report.num_folded_parameters:,} folded" if report.num_folded_parameters else ""
     kind = "noise images" if report.is_checked_with_noise else "images"
     dropped = f", dropped: {format_counts(report.drops)}" if report.drops else ""
     nearest = "the same nearest label" if card.labels else "nearest to the same image"
     lines = [
         f"{report.output}: {report.num_bytes / 1e6:.1f} MB, {report.num_parameters / 1e6:.1f} M parameters{folded}, "
-        f"{card.image_size} px to {card.embed_dim} values, opset {report.opset}, {card.precision}",
+        f"{card.image_size} px to {card.embed_dim} values, opset {report.opset}, {precision}",
         f"cosine to PyTorch: {agreement.min_cosine:.6f} at worst, {agreement.mean_cosine:.6f} on average, "
         f"{agreement.top1:.1%} {nearest}; {agreement.num_images} {kind}{dropped}",
     ]
+    if report.num_calibration_images:
+        lines.append(f"calibrated on {report.num_calibration_images} other images")
     if card.labels:
         lines.append(f"labels: {len(card.labels.labels)} of bank {card.labels.bank}, teacher {card.labels.teacher}")
     return "\n".join(lines)

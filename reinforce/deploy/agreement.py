@@ -53,7 +53,7 @@ def compare(
 
 def in_pytorch(tower: torch.nn.Module, pixels: Float32[Tensor, "images 3 size size"]) -> Embeddings:
     with torch.inference_mode():
-        return np.concatenate([tower(batch).numpy() for batch in _batches(pixels, BATCH_SIZE)])
+        return np.concatenate([tower(batch).numpy() for batch in batches(pixels, BATCH_SIZE)])
 
 
 def in_onnxruntime(
@@ -61,7 +61,7 @@ def in_onnxruntime(
 ) -> Embeddings:
     session = open_session(model)
     return np.concatenate(
-        [session.run(["embedding"], {"pixels": batch.numpy()})[0] for batch in _batches(pixels, batch_size)]
+        [session.run(["embedding"], {"pixels": batch.numpy()})[0] for batch in batches(pixels, batch_size)]
     )
 
 
@@ -77,9 +77,7 @@ def open_session(model: bytes) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _batches(
-    pixels: Float32[Tensor, "images 3 size size"], size: int
-) -> Iterator[Float32[Tensor, "batch 3 size size"]]:
+def batches(pixels: Float32[Tensor, "images 3 size size"], size: int) -> Iterator[Float32[Tensor, "batch 3 size size"]]:
     return (pixels[start : start + size] for start in range(0, len(pixels), size))
 
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float32
 from timm.utils.model import reparameterize_model
-from torch import Tensor
 
+from reinforce.config import ConfigError
 from reinforce.deploy.agreement import Agreement, compare
 from reinforce.deploy.graph import MIN_OPSET, UnitNorm, check_packages, tower_to_onnx
-from reinforce.deploy.images import choose_images, noise_images, normalised
+from reinforce.deploy.images import ChosenImages, choose_images, noise_images, normalised
 from reinforce.deploy.model_file import ModelCard, ModelLabels
+from reinforce.deploy.quantize import Target, quantize_tower
+from reinforce.deploy.structure import check_structure
 from reinforce.deploy.student_labels import labels_for_student
 from reinforce.student.blueprint import WEIGHTS_NAME
 from reinforce.student.models import Student, load_student
@@ -29,6 +30,10 @@ from reinforce.weights import ModelError, check_sha256
 
 MIN_COSINE = 0.9999
 """Least agreement of any embedding of an fp32 file with PyTorch's."""
+MIN_MEAN_COSINE_INT8 = 0.98
+"""Least agreement of the embeddings of an int8 file with PyTorch's, on average."""
+MIN_TOP1_INT8 = 0.8
+"""Least part of the images to which an int8 file gives PyTorch's label; for a file with labels."""
 
 _PACKAGES = ("reinforce-datasets", "torch", "open_clip_torch", "timm", "onnx", "onnxscript", "onnxruntime")
 
@@ -48,6 +53,7 @@ class ExportReport:
     num_parameters: int
     num_folded_parameters: int
     agreement: Agreement
+    num_calibration_images: int
     is_checked_with_noise: bool
     drops: Counter[str]
 
@@ -56,32 +62,42 @@ def export_onnx(
     student_folder: Path | str,
     output: Path | str,
     *,
+    target: Target | None = None,
     shards: Sequence[str] = (),
     bank: str | None = None,
     num_images: int = 256,
+    num_calibration_images: int = 512,
     seed: int = 0,
     opset: int = 18,
 ) -> ExportReport:
     """Writes `output`, replacing an earlier one; the same student and images give the same bytes.
 
-    Checked with `num_images` images of `shards`, by default with smooth noise. The labels of `bank`, by default of the
-    bank in the student's folder, go with it. Its input, output and metadata are those of `ModelCard`. Raises
+    In int8 for a `target`, else in fp32. Checked with `num_images` images of `shards`, by default with smooth noise;
+    int8 is calibrated with `num_calibration_images` others, and needs `shards`. The labels of `bank`, by default of
+    the bank in the student's folder, go with it. Its input, output and metadata are those of `ModelCard`. Raises
     ModelError, with nothing written, if the student is none or has an operation that ONNX lacks, or if it disagrees
     with PyTorch; ConfigError or FormatError for shards or a bank that do not serve.
     """
     student_folder, output = Path(student_folder), Path(output)
     _check_request(output, opset)
+    if target is not None and not shards:
+        raise ConfigError("export --int8: pass --shards with images like those to come; noise calibrates nothing")
     student = load_student(student_folder)
     labels = labels_for_student(student_folder, student, bank)
-    images, drops = noise_images(student.image_size), Counter[str]()
+    chosen = ChosenImages(noise_images(student.image_size))
     if shards:
-        chosen = choose_images(shards, student.image_size, num_images, seed)
-        images, drops = chosen.images, chosen.drops
-    pixels = normalised(images, student)
+        num_chosen = num_images + (num_calibration_images if target else 0)
+        chosen = choose_images(shards, student.image_size, num_chosen, seed)
+    pixels = normalised(chosen.images, student)
+    num_checked = len(pixels) * num_images // num_chosen if target else len(pixels)
     tower, folded = UnitNorm(student.model.visual).eval(), UnitNorm(reparameterize_model(student.model.visual)).eval()
     model = tower_to_onnx(folded, student.image_size, opset)
-    agreement = _checked(tower, model, pixels, labels, f"export {student_folder}")
-    card = _card(student_folder, student, agreement, labels)
+    if target is not None:
+        model = quantize_tower(model, pixels[num_checked:], target)
+        check_structure(model, target)
+    agreement = compare(tower, model.SerializeToString(), pixels[:num_checked], labels)
+    _check_agreement(agreement, labels, target, f"export {student_folder}")
+    card = _card(student_folder, student, target, agreement, labels)
     num_bytes = _write(model, card, output)
     return ExportReport(
         output=output,
@@ -91,8 +107,9 @@ def export_onnx(
         num_parameters=_num_parameters(folded),
         num_folded_parameters=_num_parameters(tower) - _num_parameters(folded),
         agreement=agreement,
+        num_calibration_images=len(pixels) - num_checked,
         is_checked_with_noise=not shards,
-        drops=drops,
+        drops=chosen.drops,
     )
 
 
@@ -104,30 +121,31 @@ def _check_request(output: Path, opset: int) -> None:
         raise ModelError(f"export: {output} is a folder or in none; name a file in a folder that exists")
 
 
-def _checked(
-    tower: torch.nn.Module,
-    model: Any,
-    pixels: Float32[Tensor, "images 3 size size"],
-    labels: ModelLabels | None,
-    where: str,
-) -> Agreement:
-    agreement = compare(tower, model.SerializeToString(), pixels, labels)
-    if not agreement.min_cosine >= MIN_COSINE:  # NaN too
-        raise ModelError(
-            f"{where}: the ONNX file and PyTorch agree to a cosine of {agreement.min_cosine:.6f} at worst, "
-            f"less than {MIN_COSINE}; nothing was written"
-        )
-    return agreement
+def _check_agreement(agreement: Agreement, labels: ModelLabels | None, target: Target | None, where: str) -> None:
+    """Raises ModelError if it is too little; NaN is."""
+    if target is None:
+        checks = [("cosine at worst", agreement.min_cosine, MIN_COSINE)]
+    else:
+        checks = [("cosine on average", agreement.mean_cosine, MIN_MEAN_COSINE_INT8)]
+        checks += [("part of images with the same nearest label", agreement.top1, MIN_TOP1_INT8)] if labels else []
+    for name, found, least in checks:
+        if not found >= least:
+            kind = f"the int8 file for {target}" if target else "the ONNX file"
+            raise ModelError(
+                f"{where}: {kind} and PyTorch agree to a {name} of {found:.6f}, less than {least}; nothing was written"
+            )
 
 
-def _card(folder: Path, student: Student, agreement: Agreement, labels: ModelLabels | None) -> ModelCard:
+def _card(
+    folder: Path, student: Student, target: Target | None, agreement: Agreement, labels: ModelLabels | None
+) -> ModelCard:
     return ModelCard(
         image_size=student.image_size,
         mean=student.mean,
         std=student.std,
         embed_dim=student.embed_dim,
-        precision="fp32",
-        target=None,
+        precision="int8" if target else "fp32",
+        target=target,
         student_sha256=check_sha256([folder / WEIGHTS_NAME], None),
         software={name: version(name) for name in _PACKAGES},
         agreement=asdict(agreement),
