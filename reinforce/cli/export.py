@@ -10,6 +10,7 @@ from reinforce.config.base import ConfigError
 
 if TYPE_CHECKING:
     from reinforce.deploy.export import ExportReport
+    from reinforce.deploy.text_export import TextExportReport
 
 
 def export(
@@ -25,11 +26,19 @@ def export(
     num_images: Annotated[int, typer.Option(min=1, help="Images of --shards to check with.")] = 256,
     num_calibration_images: Annotated[int, typer.Option(min=1, help="With --int8: images to calibrate with.")] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of images.")] = 0,
+    text: Annotated[Path | None, typer.Option(help="Another ONNX file, of the text tower: for new labels.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="--text of an image tower alone: its teacher, as open_clip opens it.")
+    ] = None,
+    text_int8: Annotated[bool, typer.Option(help="The weights of --text in 8 bits: a quarter of the size.")] = False,
 ) -> None:
     """Export a student's image tower to ONNX, checked against PyTorch before it is written."""
     with one_line_errors("the file is written whole or not at all"):
         from reinforce.deploy.export import export_onnx
+        from reinforce.deploy.text_export import export_text_onnx
 
+        if text is None and (teacher or text_int8):
+            raise ConfigError(f"{'--teacher' if teacher else '--text-int8'}: goes with --text, the file to write")
         if target is not None and not int8:
             raise ConfigError("--target: goes with --int8; an fp32 file is for all of them")
         if target not in (None, "x86", "arm", "tensorrt"):
@@ -45,6 +54,8 @@ def export(
             seed=seed,
         )
         print(describe(report))
+        if text is not None:
+            print(describe_text(export_text_onnx(student, text, teacher=teacher, int8=text_int8)))
 
 
 def describe(report: "ExportReport") -> str:
@@ -68,3 +79,14 @@ def describe(report: "ExportReport") -> str:
     if card.labels:
         lines.append(f"labels: {len(card.labels.labels)} of bank {card.labels.bank}, teacher {card.labels.teacher}")
     return "\n".join(lines)
+
+
+def describe_text(report: "TextExportReport") -> str:
+    """What was written of the text tower, in two lines."""
+    card = report.card
+    return (
+        f"{report.output}: {report.num_bytes / 1e6:.1f} MB, {report.num_parameters / 1e6:.1f} M parameters, text tower "
+        f"of {card.teacher or 'the student'}, {card.context_length} tokens to {card.embed_dim} values, {card.precision}"
+        f"\ncosine to PyTorch: {card.agreement['min_cosine']:.6f} at worst, {card.agreement['mean_cosine']:.6f} on "
+        f"average; {card.agreement['num_texts']} texts"
+    )

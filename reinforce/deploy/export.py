@@ -79,7 +79,7 @@ def export_onnx(
     with PyTorch; ConfigError or FormatError for shards or a bank that do not serve.
     """
     student_folder, output = Path(student_folder), Path(output)
-    _check_request(output, opset)
+    check_request(output, opset)
     if target is not None and not shards:
         raise ConfigError("export --int8: pass --shards with images like those to come; noise calibrates nothing")
     student = load_student(student_folder)
@@ -98,7 +98,7 @@ def export_onnx(
     agreement = compare(tower, model.SerializeToString(), pixels[:num_checked], labels)
     _check_agreement(agreement, labels, target, f"export {student_folder}")
     card = _card(student_folder, student, target, agreement, labels)
-    num_bytes = _write(model, card, output)
+    num_bytes = write_file(model, card.to_metadata(), output)
     return ExportReport(
         output=output,
         num_bytes=num_bytes,
@@ -113,7 +113,8 @@ def export_onnx(
     )
 
 
-def _check_request(output: Path, opset: int) -> None:
+def check_request(output: Path, opset: int) -> None:
+    """Raises ModelError, before anything is loaded, for what cannot be written."""
     check_packages()
     if opset < MIN_OPSET:
         raise ModelError(f"export: opset must be at least {MIN_OPSET}, not {opset}")
@@ -153,10 +154,10 @@ def _card(
     )
 
 
-def _write(model: Any, card: ModelCard, output: Path) -> int:
+def write_file(model: Any, metadata: dict[str, str], output: Path) -> int:
     """Puts the file there whole or not at all; its size in bytes."""
     del model.metadata_props[:]
-    for key, value in card.to_metadata().items():
+    for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     content: bytes = model.SerializeToString(deterministic=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.partial")

@@ -1,4 +1,4 @@
-"""A student's image tower as an ONNX graph in fp32: `pixels` in, unit-norm `embedding` out, batches of any size.
+"""A tower as an ONNX graph in fp32: `pixels` or `tokens` in, unit-norm `embedding` out, batches of any size.
 
 Branches that only training needs are folded first where the backbone has them (FastViT, MobileOne, RepVGG). Three
 seconds for a tiny network, about twenty for a MobileCLIP, on one core. Needs the extra `edge`.
@@ -21,7 +21,7 @@ MIN_OPSET = 18
 """The exporter writes this where less is asked for."""
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
+_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "root")
 
 
 class UnitNorm(torch.nn.Module):
@@ -43,29 +43,35 @@ def check_packages() -> None:
 
 
 def tower_to_onnx(tower: torch.nn.Module, image_size: int, opset: int) -> Any:
-    """The `onnx.ModelProto` of a tower in evaluation mode; the same tower gives the same bytes.
+    """The `onnx.ModelProto` of an image tower in evaluation mode; the same tower gives the same bytes.
 
     Raises ModelError if it has an operation that ONNX lacks.
     """
     example = torch.zeros(2, 3, image_size, image_size)
+    return to_onnx(tower, "pixels", example, {0: torch.export.Dim("batch")}, opset)
+
+
+def to_onnx(tower: torch.nn.Module, name: str, example: Tensor, dynamic: dict[int, Any], opset: int) -> Any:
+    """The same of any tower whose one input is `name`, like `example` but for the `dynamic` axes."""
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 tower,
                 (example,),
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
-                input_names=["pixels"],
+                input_names=[name],
                 output_names=["embedding"],
-                dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+                dynamic_shapes={name: dynamic},
             )
             assert program is not None
             _forget_origin(program.model)
+            _keep_names_apart(program.model)
             return program.model_proto
     except Exception as error:  # the exporter raises whatever its passes met; its own text runs over pages
         cause = next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__)
-        raise ModelError(f"export: this backbone does not go into ONNX with opset {opset} ({cause[:300]})") from None
+        raise ModelError(f"export: this model does not go into ONNX with opset {opset} ({cause[:300]})") from None
 
 
 def _forget_origin(model: Any) -> None:
@@ -76,8 +82,17 @@ def _forget_origin(model: Any) -> None:
     assert not model.functions, "an exported tower with functions of its own, whose nodes have origins too"
 
 
+def _keep_names_apart(model: Any) -> None:
+    """The exporter names what torch's embedding gives `embedding` too, and then no runtime loads the file."""
+    outputs = {id(value) for value in model.graph.outputs}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.name == "embedding" and id(value) not in outputs:
+                value.name = "token_embedding"
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's notes and warnings: what it got wrong, the comparison shows."""
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     for name in _LOGGERS:

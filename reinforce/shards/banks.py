@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
 
+from reinforce.label_names import bank_key as bank_key  # of this module's face
 from reinforce.shards.dataset import DatasetMismatchError, create_or_compare, read_document
 from reinforce.shards.reader import FormatError, ShardFile, to_numpy
 from reinforce.shards.schema import BANK_FILE, FORMAT_VERSION, bank_file, bank_folder, bank_schema, fingerprint
@@ -38,11 +39,6 @@ class Bank:
     logit_bias: float | None
     weights_sha256: str
     fingerprint: str
-
-
-def bank_key(label: str) -> str:
-    """What two spellings of one label have in common: case and spaces do not tell labels apart."""
-    return " ".join(label.split()).casefold()
 
 
 def bank_content(labels: tuple[str, ...], templates: tuple[str, ...]) -> dict[str, Any]:

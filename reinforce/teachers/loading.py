@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from reinforce.config import TeacherConfig
+from reinforce.text_tower import text_encoder
 from reinforce.weights import ModelError, check_sha256, load_open_clip, transformers_folder, transformers_weights
 
 
@@ -47,7 +46,7 @@ def _open_clip(config: TeacherConfig) -> ClipModel:
     return ClipModel(
         module=model,
         encode_image=model.encode_image,
-        encode_text=_text_encoder(model),
+        encode_text=text_encoder(model),
         tokenize=lambda texts, length: tokenizer(texts, context_length=length),
         image_size=_square(loaded.preprocess["size"]),
         mean=tuple(loaded.preprocess["mean"]),
@@ -57,40 +56,6 @@ def _open_clip(config: TeacherConfig) -> ClipModel:
         logit_bias=None if bias is None else float(bias.detach().max()),
         weights_sha256=loaded.weights_sha256,
     )
-
-
-def _text_encoder(model: Any) -> Callable[[Int[Tensor, "rows length"]], Tensor]:
-    """A model's `encode_text`; where open_clip's own adds or masks the whole context whatever it is given, ours."""
-    from open_clip import CLIP, CustomTextCLIP
-    from open_clip.transformer import TextTransformer
-
-    if type(model) is CLIP:
-        return partial(_encode_text, model, model.text_pool_type, getattr(model, "text_eos_id", None))
-    text: Any = getattr(model, "text", None)
-    is_plain = type(model) is CustomTextCLIP and type(text) is TextTransformer
-    # With a class token or a mask of the padding it cuts its mask itself.
-    if is_plain and text.cls_emb is None and not text.use_pad_mask:
-        return partial(_encode_text, text, text.pool_type, text.eos_id)
-    encode_text: Callable[[Tensor], Tensor] = model.encode_text
-    return encode_text
-
-
-def _encode_text(tower: Any, pool_type: str, eos_id: int | None, ids: Int[Tensor, "rows length"]) -> Tensor:
-    """What `open_clip.CLIP.encode_text` and `TextTransformer` compute, on the first positions of the context."""
-    from open_clip.transformer import text_global_pool
-
-    length = ids.shape[1]
-    cast_dtype = tower.transformer.get_cast_dtype()
-    hidden = tower.token_embedding(ids).to(cast_dtype) + tower.positional_embedding[:length].to(cast_dtype)
-    mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
-    hidden = tower.ln_final(tower.transformer(hidden, attn_mask=mask))
-    pooled: Tensor = text_global_pool(hidden, ids, pool_type, eos_token_id=eos_id)
-    projection = tower.text_projection
-    if isinstance(projection, torch.nn.Linear):
-        pooled = projection(pooled)
-    elif projection is not None:
-        pooled = pooled @ projection
-    return pooled
 
 
 def _transformers(config: TeacherConfig) -> ClipModel:

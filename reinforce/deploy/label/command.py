@@ -16,6 +16,7 @@ from reinforce.deploy.label.errors import LabelError
 
 if TYPE_CHECKING:
     from reinforce.deploy.label.labelling import Labeller
+    from reinforce.deploy.model_file import ModelLabels
 
 MAX_PIXELS = 178_956_970
 """As `build.source.max_pixels`."""
@@ -44,6 +45,10 @@ def run(options: argparse.Namespace) -> int:
     """Labels what is asked for, or measures it; raises LabelError."""
     if options.images.count("-") > 1:
         raise LabelError("label: - is given twice; there is one standard input")
+    if options.text_model and not options.labels:
+        raise LabelError("--text-model: goes with --labels, a file of new labels")
+    if options.templates and not options.text_model:
+        raise LabelError("--templates: goes with --text-model")
     if options.seconds is not None and not options.benchmark:
         raise LabelError("--seconds: goes with --benchmark")
     # Not before the arguments are known to be good: what is imported from here on loads numpy, Pillow and onnxruntime.
@@ -61,8 +66,10 @@ def _make_labeller(options: argparse.Namespace) -> "Labeller":
     from reinforce.deploy.label.session import load_model
 
     use_utf8(options.json)
+    # Before the model is loaded to stay, so that the two are not in memory together.
+    new = _embed_new_labels(options) if options.text_model else None
     model = load_model(options.model, options.threads)
-    labels = choose_labels(options.model, model.card, options.labels)
+    labels = new or choose_labels(options.model, model.card, options.labels)
     scorer = make_scorer(
         labels,
         kind=options.scores,
@@ -97,6 +104,18 @@ def _label_all(labeller: "Labeller", images: list[str], as_json: bool) -> int:
     return 1 if num_unusable else 0
 
 
+def _embed_new_labels(options: argparse.Namespace) -> "ModelLabels":
+    from reinforce.deploy.label.output import print_note
+    from reinforce.deploy.label.session import load_model
+    from reinforce.deploy.label.texts import read_new_labels
+
+    card = load_model(options.model, options.threads).card
+    new = read_new_labels(options.text_model, card, options.labels, options.templates, num_threads=options.threads)
+    if new.num_cut_prompts:
+        print_note(f"{new.num_cut_prompts:,} prompts are longer than the text tower reads, and were cut")
+    return new.labels
+
+
 def _benchmark(labeller: "Labeller", images: list[str], seconds: float, as_json: bool) -> int:
     from reinforce.deploy.label.benchmark import describe, run_benchmark
     from reinforce.deploy.label.output import print_note, print_unusable
@@ -126,6 +145,8 @@ def parser() -> argparse.ArgumentParser:
     add("model", metavar="MODEL", type=Path, help="an ONNX file of reinforce export")
     add("images", metavar="IMAGE", nargs="+", help="image files, folders, or - for a stream of JPEGs on standard input")
     add("--labels", metavar="FILE", type=Path, help="only these of the model's labels, one a line")
+    add("--text-model", metavar="FILE", type=Path, help="of reinforce export --text: --labels are then any labels")
+    add("--templates", metavar="FILE", type=Path, help="prompts for --text-model, with {}; default: a photo of a {}.")
     add("--scores", choices=("softmax", "independent"), default="softmax", help="default: softmax")
     add("--scale", metavar="X", type=_positive_float, help="the scale of the scores; default: the teacher's")
     add("--top-k", metavar="N", type=_positive_int, default=5, help="at most N labels an image; default: 5")

@@ -10,6 +10,7 @@ from typing import Any
 
 from reinforce.deploy.label.errors import LabelError
 from reinforce.deploy.model_file import ModelCard, ModelLabels
+from reinforce.label_names import bank_key
 
 
 def choose_labels(model: Path, card: ModelCard, labels_file: Path | None) -> ModelLabels:
@@ -18,24 +19,30 @@ def choose_labels(model: Path, card: ModelCard, labels_file: Path | None) -> Mod
     Case and spaces do not tell labels apart; they come out as the model spells them. Raises LabelError.
     """
     if card.labels is None:
-        raise LabelError(f"model {model}: has no labels in it; export a student that has a bank")
+        raise LabelError(f"model {model}: has no labels in it; export a student that has a bank, or give --text-model")
     if labels_file is None:
         return card.labels
     rows = _rows_of(card.labels)
     chosen: list[int] = []
-    for line in _read_text("--labels", labels_file).splitlines():
-        if not line.strip():
-            continue
-        row = rows.get(label_key(line))
+    for label in read_names(labels_file):
+        row = rows.get(bank_key(label))
         if row is None:
-            raise LabelError(f"--labels {labels_file}: the model does not know {line.strip()!r}")
-        if row in chosen:
-            raise LabelError(f"--labels {labels_file}: {line.strip()!r} is in it twice; case and spaces do not count")
+            raise LabelError(f"--labels {labels_file}: the model does not know {label!r}")
         chosen.append(row)
-    if not chosen:
-        raise LabelError(f"--labels {labels_file}: no label in it; write one a line")
     labels = tuple(card.labels.labels[row] for row in chosen)
     return replace(card.labels, labels=labels, embeddings=card.labels.embeddings[chosen])
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """The labels of a file, one a line; raises LabelError if one comes twice, or if there is none."""
+    names: dict[str, str] = {}
+    for line in read_text("--labels", path).splitlines():
+        name = " ".join(line.split())
+        if name and names.setdefault(bank_key(name), line) is not line:
+            raise LabelError(f"--labels {path}: {name!r} is in it twice; case and spaces do not count")
+    if not names:
+        raise LabelError(f"--labels {path}: no label in it; write one a line")
+    return tuple(" ".join(line.split()) for line in names.values())
 
 
 def read_thresholds(path: Path, labels: ModelLabels) -> dict[str, float]:
@@ -46,7 +53,7 @@ def read_thresholds(path: Path, labels: ModelLabels) -> dict[str, float]:
     rows = _rows_of(labels)
     thresholds: dict[str, float] = {}
     for name, value in _pairs(path):
-        row = rows.get(label_key(name))
+        row = rows.get(bank_key(name))
         if row is None:
             raise LabelError(f"--thresholds {path}: {name!r} is not among the labels")
         label = labels.labels[row]
@@ -58,17 +65,12 @@ def read_thresholds(path: Path, labels: ModelLabels) -> dict[str, float]:
     return thresholds
 
 
-def label_key(label: str) -> str:
-    """What spellings of one label have in common, as in banks."""
-    return " ".join(label.split()).casefold()
-
-
 def _rows_of(labels: ModelLabels) -> dict[str, int]:
-    return {label_key(label): row for row, label in enumerate(labels.labels)}
+    return {bank_key(label): row for row, label in enumerate(labels.labels)}
 
 
 def _pairs(path: Path) -> list[tuple[str, Any]]:
-    text = _read_text("--thresholds", path)
+    text = read_text("--thresholds", path)
     if text.lstrip().startswith("{"):
         try:
             # As pairs: a dict would keep the last of two values of one label.
@@ -93,7 +95,8 @@ def _number(path: Path, name: str, value: Any) -> float:
     return number
 
 
-def _read_text(option: str, path: Path) -> str:
+def read_text(option: str, path: Path) -> str:
+    """A file that was given with an option; raises LabelError."""
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError:
