@@ -90,6 +90,8 @@ def export_onnx(
         chosen = choose_images(shards, student.image_size, num_chosen, seed)
     pixels = normalised(chosen.images, student)
     num_checked = len(pixels) * num_images // num_chosen if target else len(pixels)
+    if target is not None and not 0 < num_checked < len(pixels):
+        raise ConfigError(f"export --int8: --shards give {len(pixels)} images, too few to calibrate and to check with")
     tower, folded = UnitNorm(student.model.visual).eval(), UnitNorm(reparameterize_model(student.model.visual)).eval()
     model = tower_to_onnx(folded, student.image_size, opset)
     if target is not None:

@@ -17,15 +17,14 @@ def check_structure(model: Any, target: Target) -> int:
     from onnx import numpy_helper
 
     scheme = SCHEMES[target]
-    constants = {constant.name: numpy_helper.to_array(constant) for constant in model.graph.initializer}
+    constants: dict[str, Any] = {constant.name: numpy_helper.to_array(constant) for constant in model.graph.initializer}
     num_activations = 0
     for node in model.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
-        values, scale, zero_point = (constants.get(name) for name in node.input)
-        is_right = (
-            scale is not None and zero_point is not None and scale.shape == zero_point.shape and (scale > 0).all()
-        )
+        values = constants.get(node.input[0])
+        scale, zero_point = constants[node.input[1]], constants[node.input[2]]
+        is_right = scale.shape == zero_point.shape and bool((scale > 0).all())
         if values is None:
             is_right = is_right and zero_point.shape == () and zero_point.dtype == scheme.dtype
             is_right = is_right and not (scheme.is_symmetric and zero_point.any())
