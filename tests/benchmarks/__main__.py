@@ -23,6 +23,7 @@ BENCHMARKS = (
     "selection",
     "forecast",
     "inspection",
+    "deployment",
     "ray_s3",
     "scheduling",
     "chaos",
