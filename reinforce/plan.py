@@ -9,7 +9,6 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any, cast
 
 import torch
@@ -19,6 +18,7 @@ from reinforce.config import BuildConfig, ConfigError
 from reinforce.selection import Selection
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, create_or_compare
 from reinforce.shards.schema import FORMAT_VERSION, Signal, caption_column, fingerprint, spine_file, view_column
+from reinforce.software import versions
 from reinforce.storage import Store
 from reinforce.teachers import Teacher, load_teacher
 from reinforce.weights import resolve_device
@@ -216,5 +216,5 @@ def load_plan(
 
 def software() -> dict[str, str]:
     """Versions of what a dataset's bytes depend on."""
-    packages = ("reinforce-datasets", "numpy", "Pillow", "pyarrow", "torch", "open_clip_torch", "transformers")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    packages = ("numpy", "Pillow", "pyarrow", "torch", "open_clip_torch", "transformers")
+    return {"python": platform.python_version(), **versions(*packages)}

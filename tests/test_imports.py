@@ -35,6 +35,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "deploy",
         "student",
         "text_tower",
+        "image_tower",
         "shards",
         "decode",
         "views",
@@ -43,6 +44,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "config",
         "formatting",
         "weights",
+        "software",
     ),
     "student": (
         "student",
@@ -59,6 +61,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "sample",
         "config",
         "formatting",
+        "software",
     ),
     "evaluation": (
         "evaluation",
@@ -125,7 +128,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "overlap": (),
     "shard_report": ("shards", "storage"),
     "prefetch": ("plan", "decode", "sample", "shards", "storage", "views"),
-    "plan": ("captioners", "teachers", "selection", "shards", "storage", "config", "weights"),
+    "plan": ("captioners", "teachers", "selection", "shards", "storage", "config", "weights", "software"),
     "banks": ("prompts", "teachers", "shards", "storage", "config", "weights"),
     "selection": ("selection", "neighbours", "shards", "storage", "config"),
     "replay": ("shards", "views", "sample", "config"),
@@ -144,6 +147,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "storage": ("storage",),
     "config": ("config",),
     "formatting": (),
+    "software": (),
     "label_names": (),
     "sample": (),
 }

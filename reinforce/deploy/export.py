@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from reinforce.deploy.model_file import ModelCard, ModelLabels
 from reinforce.deploy.quantize import Target, quantize_tower
 from reinforce.deploy.structure import check_structure
 from reinforce.deploy.student_labels import labels_for_student
-from reinforce.student.blueprint import WEIGHTS_NAME
+from reinforce.image_tower import WEIGHTS_NAME
+from reinforce.software import versions
 from reinforce.student.models import Student, load_student
 from reinforce.weights import ModelError, check_sha256
 
@@ -35,7 +35,7 @@ MIN_MEAN_COSINE_INT8 = 0.98
 MIN_TOP1_INT8 = 0.8
 """Least part of the images to which an int8 file gives PyTorch's label; for a file with labels."""
 
-_PACKAGES = ("reinforce-datasets", "torch", "open_clip_torch", "timm", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = ("torch", "open_clip_torch", "timm", "onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def _card(
         precision="int8" if target else "fp32",
         target=target,
         student_sha256=check_sha256([folder / WEIGHTS_NAME], None),
-        software={name: version(name) for name in _PACKAGES},
+        software=versions(*_PACKAGES),
         agreement=asdict(agreement),
         labels=labels,
     )

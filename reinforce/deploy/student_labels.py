@@ -6,8 +6,9 @@ from typing import Any
 
 from reinforce.config import ConfigError
 from reinforce.deploy.model_file import ModelLabels
+from reinforce.image_tower import STUDENT_NAME
 from reinforce.shards.banks import read_bank
-from reinforce.student.models import STUDENT_NAME, Student
+from reinforce.student.models import Student
 
 _BANKS = "banks"
 

@@ -10,7 +10,6 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from reinforce.deploy.export import check_request, write_file
 from reinforce.deploy.graph import MIN_OPSET, quiet, to_onnx
 from reinforce.deploy.label.tokenizer import ClipTokenizer
 from reinforce.deploy.text_file import TextCard
-from reinforce.student.blueprint import WEIGHTS_NAME
-from reinforce.student.models import STUDENT_NAME, Student, load_student
+from reinforce.image_tower import STUDENT_NAME, WEIGHTS_NAME
+from reinforce.software import versions
+from reinforce.student.models import Student, load_student
 from reinforce.text_tower import text_encoder
 from reinforce.weights import ModelError, check_sha256, load_open_clip
 
@@ -48,7 +48,7 @@ _MAX_PARAMETERS = 500_000_000
 """An ONNX file holds no more than 2 GiB."""
 _NUM_MERGES = 49152 - 256 - 2
 _SAME = 1e-5
-_PACKAGES = ("reinforce-datasets", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = ("torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ def _card(
         weights_sha256=source.weights_sha256,
         logit_scale=float(source.model.logit_scale.detach().exp().max()),
         logit_bias=None if bias is None else float(bias.detach().max()),
-        software={name: version(name) for name in _PACKAGES},
+        software=versions(*_PACKAGES),
         agreement={
             "num_texts": len(CHECKED_TEXTS),
             "min_cosine": float(cosines.min()),

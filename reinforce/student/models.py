@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 
 from reinforce.config import ConfigError, StudentModelConfig
 from reinforce.image_tower import IMAGE_TOWER_CONFIG_NAME, STUDENT_NAME, WEIGHTS_NAME, ImageTower
+from reinforce.software import versions
 from reinforce.student.blueprint import (
     CONFIG_NAME,
     JSON,
@@ -118,10 +118,10 @@ def _write_student(student: Student, folder: Path, extra: JSON, files: dict[str,
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in student.model.state_dict().items()}
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in weights), "a wrapped model"
     save_tensors(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    packages = ("reinforce-datasets", "torch", "open_clip_torch", "timm", "transformers")
+    packages = ("torch", "open_clip_torch", "timm", "transformers")
     documents = {
         CONFIG_NAME if student.tokenizer else IMAGE_TOWER_CONFIG_NAME: student.config,
-        STUDENT_NAME: {"software": {name: version(name) for name in packages}} | extra,
+        STUDENT_NAME: {"software": versions(*packages)} | extra,
     }
     for name, document in documents.items():
         (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

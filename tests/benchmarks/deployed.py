@@ -76,7 +76,7 @@ def _save_random_bank(folder: Path) -> None:
         fingerprint=fingerprint(content),
     )
     assert (folder / bank_folder("cifar10")).is_dir()
-    write_bank(store, bank, num_truncated_texts=0)
+    write_bank(store, bank, content=content, num_truncated_texts=0)
 
 
 def describe(folder: Path) -> dict[str, Any]:
