@@ -68,6 +68,7 @@ def test_train_evaluate_select_and_export(workspace: Path, tmp_path: Path) -> No
     assert "R@1" in retrieval.stdout, retrieval.stderr
     exported = reinforce_command(workspace, "export", "run/student", "--output", str(tmp_path / "s.onnx"))
     assert "cosine to PyTorch: 1.0000" in exported.stdout, exported.stderr
+    assert "8 noise images" in exported.stdout
     selected = reinforce_command(workspace, "select", "reinforced", "--output", str(tmp_path / "s"), "--split", "0:0.5")
     assert int(selected.stdout.split()[2]) in range(4, 20)
     narrowed = train(workspace, "--select", str(tmp_path / "s"), "--output", str(tmp_path / "run"))
@@ -129,6 +130,9 @@ def test_what_a_user_can_get_wrong(workspace: Path, tmp_path: Path, arguments: l
         (["evaluate", "run/student", "--dataset", "nowhere"], "nowhere"),
         (["evaluate", "run/student", "--dataset", "labelled", "--task", "linear"], "must be zeroshot or retrieval"),
         (["export", "run", "--output", "x.onnx"], "no open_clip_config.json"),
+        (["export", "run/student", "--output", "x.onnx", "--int8"], "--int8: pass --shards with images like those"),
+        (["export", "run/student", "--output", "x.onnx", "--target", "arm"], "--target: goes with --int8"),
+        (["export", "run/student", "--output", "x.onnx", "--int8", "--target", "mips"], "must be x86, arm or tensorrt"),
         (["select", "reinforced", "--output", "x", "--split", "0.9"], "--split 0.9"),
     ],
 )

@@ -1,6 +1,7 @@
 """The exported image tower: PyTorch's embeddings at any batch size, branches folded, and nothing written otherwise."""
 
 import copy
+import hashlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import onnxruntime
 import pytest
 import torch
 
-from reinforce.config import StudentModelConfig
-from reinforce.deploy import export
+from reinforce.config import ConfigError, StudentModelConfig
+from reinforce.deploy import export, graph
 from reinforce.deploy.export import ExportReport, export_onnx
+from reinforce.deploy.images import noise_images
+from reinforce.deploy.model_file import ModelCard
+from reinforce.student.blueprint import WEIGHTS_NAME
 from reinforce.student.models import Student, build_student, load_student, save_student
 from reinforce.weights import ModelError
 
@@ -52,8 +56,8 @@ def check(folder: Path, output: Path) -> ExportReport:
         assert embeddings.shape == (num_images, student.embed_dim)
         np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
         np.testing.assert_allclose(embeddings, of_student(student, pixels), atol=1e-4)
-    assert report.min_cosine > 0.99999
-    assert (report.num_bytes, report.embed_dim) == (output.stat().st_size, student.embed_dim)
+    assert report.agreement.min_cosine > 0.99999
+    assert (report.num_bytes, report.card.embed_dim) == (output.stat().st_size, student.embed_dim)
     assert list(output.parent.glob(f".{output.name}*")) == []
     return report
 
@@ -77,7 +81,12 @@ def test_a_convolutional_tower(tmp_path: Path) -> None:
     report = check(saved(tmp_path / "student", "test_efficientnet", image_size=64), tmp_path / "tower.onnx")
     assert report.num_folded_parameters == 0
     model = onnx.load(tmp_path / "tower.onnx")
-    assert {item.key: item.value for item in model.metadata_props}["mean"] == "[0.5, 0.4, 0.3]"
+    card = ModelCard.from_metadata({item.key: item.value for item in model.metadata_props})
+    assert (card.mean, card.std, card.image_size) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 64)
+    assert (card.precision, card.target, card.labels) == ("fp32", None, None)
+    assert card.student_sha256 == hashlib.sha256((tmp_path / "student" / WEIGHTS_NAME).read_bytes()).hexdigest()
+    assert card.agreement["num_images"] == report.agreement.num_images == 8
+    assert report.agreement.top1 == 1
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
     assert str(Path.cwd()).encode() not in (tmp_path / "tower.onnx").read_bytes()
 
@@ -100,7 +109,7 @@ def test_a_file_that_disagrees_is_not_written(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(export, "reparameterize_model", damaging)
     output = tmp_path / "tower.onnx"
     output.write_bytes(b"an earlier one")
-    with pytest.raises(ModelError, match=r"agree to a cosine of 0\.\d{6} at worst, less than 0.9999; nothing was"):
+    with pytest.raises(ModelError, match=r"agree to a cosine at worst of 0\.\d{6}, less than 0.9999; nothing was"):
         export_onnx(DEMO, output)
     assert output.read_bytes() == b"an earlier one"
     assert list(tmp_path.iterdir()) == [output]
@@ -111,20 +120,20 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         export_onnx(tmp_path, tmp_path / "tower.onnx")
     with pytest.raises(ModelError, match=r"missing/tower\.onnx is a folder or in none; name a file"):
         export_onnx(DEMO, tmp_path / "missing" / "tower.onnx")
-    with pytest.raises(ValueError, match=r"must be \[n, 64, 64, 3\], not \[2, 32, 32, 3\]"):
-        export_onnx(DEMO, tmp_path / "tower.onnx", images=np.zeros((2, 32, 32, 3), np.uint8))
+    with pytest.raises(ConfigError, match="--int8: pass --shards with images like those to come"):
+        export_onnx(DEMO, tmp_path / "tower.onnx", target="x86")
     with pytest.raises(ModelError, match="opset must be at least 18, not 17"):
         export_onnx(DEMO, tmp_path / "tower.onnx", opset=17)
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
+    monkeypatch.setattr(graph, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
     with pytest.raises(ModelError, match="export needs onnxscript: pip install onnxscript"):
         export_onnx(DEMO, tmp_path / "tower.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_images_to_check_with_are_varied_and_the_same_every_time() -> None:
-    images = export._noise_images(64)
-    np.testing.assert_array_equal(images, export._noise_images(64))
+    images = noise_images(64)
+    np.testing.assert_array_equal(images, noise_images(64))
     assert images.shape == (8, 64, 64, 3)
     assert 100 < images.mean() < 156
     assert images.reshape(8, -1).std(axis=1).min() > 30

@@ -71,7 +71,8 @@ def describe(report: "ExportReport") -> str:
     lines = [
         f"{report.output}: {report.num_bytes / 1e6:.1f} MB, {report.num_parameters / 1e6:.1f} M parameters{folded}, "
         f"{card.image_size} px to {card.embed_dim} values, opset {report.opset}, {precision}",
-        f"cosine to PyTorch: {agreement.min_cosine:.6f} at worst, {agreement.mean_cosine:.6f} on average, "
+        f"cosine to PyTorch: {agreement.min_cosine:.6f} at worst, {agreement.mean_cosine:.6f} on average "
+        f"(two different images: {agreement.cosine_between_images:.2f}), "
         f"{agreement.top1:.1%} {nearest}; {agreement.num_images} {kind}{dropped}",
     ]
     if report.num_calibration_images:

@@ -25,13 +25,15 @@ class Agreement:
     """Over `num_images`, the first of them also in a batch of one.
 
     `top1` is the part of the images that have the same nearest label; without labels, the part whose nearest embedding
-    of PyTorch is that of the same image.
+    of PyTorch is that of the same image. `cosine_between_images` is the mean of two different images in PyTorch, which
+    the other cosines have to be seen against; 1 of one image.
     """
 
     num_images: int
     min_cosine: float
     mean_cosine: float
     top1: float
+    cosine_between_images: float
 
 
 def compare(
@@ -48,6 +50,7 @@ def compare(
         min_cosine=float(np.min([cosines.min(), _cosines(expected[: len(alone)], alone).min()])),
         mean_cosine=float(cosines.mean()),
         top1=float(((found @ targets.T).argmax(axis=1) == nearest).mean()),
+        cosine_between_images=_between_images(expected),
     )
 
 
@@ -84,3 +87,8 @@ def batches(pixels: Float32[Tensor, "images 3 size size"], size: int) -> Iterato
 def _cosines(expected: Embeddings, found: Embeddings) -> Float32[np.ndarray, " images"]:
     cosines: Float32[np.ndarray, " images"] = (expected.astype(np.float64) * found).sum(axis=1)
     return cosines
+
+
+def _between_images(embeddings: Embeddings) -> float:
+    num_images, mean = len(embeddings), embeddings.mean(axis=0, dtype=np.float64)
+    return float((mean @ mean * num_images - 1) / (num_images - 1)) if num_images > 1 else 1.0
