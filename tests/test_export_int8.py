@@ -8,14 +8,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx import numpy_helper
 
 from reinforce.config import ConfigError
 from reinforce.deploy import quantize
 from reinforce.deploy.calibration import Ranges, _best_cut, activation_ranges
 from reinforce.deploy.export import ExportReport, export_onnx
-from reinforce.deploy.images import choose_images
+from reinforce.deploy.images import NormalisedImages, choose_images
 from reinforce.deploy.model_file import ModelCard
 from reinforce.deploy.quantize import Target
 from reinforce.deploy.structure import check_structure
@@ -71,9 +70,10 @@ def bank_of(folder: Path, name: str, *, dim: int = 16) -> str:
 @pytest.fixture(scope="module")
 def exported(student: Path, shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportReport]:
     folder = tmp_path_factory.mktemp("exported")
-    counts = {"num_images": 16, "num_calibration_images": 16}
     return {
-        target: export_onnx(student, folder / f"{target}.onnx", target=target, shards=[shards], **counts)
+        target: export_onnx(
+            student, folder / f"{target}.onnx", target=target, shards=[shards], num_images=16, num_calibration_images=16
+        )
         for target in TARGETS
     }
 
@@ -110,8 +110,7 @@ def test_it_embeds_as_the_student_does_at_any_batch_size(
     report = exported[target]
     loaded = load_student(student)
     images = choose_images([shards], 64, 5, seed=1).images
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (loaded.mean, loaded.std))
-    pixels = ((torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous()
+    pixels = NormalisedImages(images, loaded)[:]
     together = in_onnxruntime(report.output, pixels)
     alone = np.concatenate([in_onnxruntime(report.output, pixels[index : index + 1]) for index in range(5)])
     np.testing.assert_allclose(together, alone, atol=1e-3)
@@ -160,14 +159,15 @@ def test_an_int8_file_that_disagrees_is_not_written(
 ) -> None:
     """As after a calibration whose images had but a fraction of the range."""
 
-    def narrow(model: Any, tensors: tuple[str, ...], pixels: torch.Tensor) -> Ranges:
+    def narrow(model: Any, tensors: tuple[str, ...], pixels: NormalisedImages) -> Ranges:
         return {name: (low / 50, high / 50) for name, (low, high) in activation_ranges(model, tensors, pixels).items()}
 
     monkeypatch.setattr(quantize, "activation_ranges", narrow)
-    counts = {"num_images": 8, "num_calibration_images": 8}
     message = r"the int8 file for arm and PyTorch agree to a cosine on average of -?0\.\d{6}, less than 0.98; nothing"
     with pytest.raises(ModelError, match=message):
-        export_onnx(student, tmp_path / "tower.onnx", target="arm", shards=[shards], **counts)
+        export_onnx(
+            student, tmp_path / "tower.onnx", target="arm", shards=[shards], num_images=8, num_calibration_images=8
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,6 +5,7 @@ The file runs in onnxruntime on the CPU, as a device would run it, in batches an
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from reinforce.deploy.images import NormalisedImages
 from reinforce.deploy.model_file import ModelLabels
 
 BATCH_SIZE = 16
@@ -36,12 +38,10 @@ class Agreement:
     cosine_between_images: float
 
 
-def compare(
-    tower: torch.nn.Module, model: bytes, pixels: Float32[Tensor, "images 3 size size"], labels: ModelLabels | None
-) -> Agreement:
+def compare(tower: torch.nn.Module, model: bytes, pixels: NormalisedImages, labels: ModelLabels | None) -> Agreement:
     """`model` is the file's content. NaN, where it gave any, is the least cosine."""
     expected, found = in_pytorch(tower, pixels), in_onnxruntime(model, pixels)
-    alone = in_onnxruntime(model, pixels[:_NUM_ALONE], batch_size=1)
+    alone = in_onnxruntime(model, pixels, batch_size=1, num_batches=_NUM_ALONE)
     cosines = _cosines(expected, found)
     targets = expected if labels is None else labels.embeddings
     nearest = np.arange(len(expected)) if labels is None else (expected @ targets.T).argmax(axis=1)
@@ -54,17 +54,21 @@ def compare(
     )
 
 
-def in_pytorch(tower: torch.nn.Module, pixels: Float32[Tensor, "images 3 size size"]) -> Embeddings:
+def in_pytorch(tower: torch.nn.Module, pixels: NormalisedImages) -> Embeddings:
     with torch.inference_mode():
         return np.concatenate([tower(batch).numpy() for batch in batches(pixels, BATCH_SIZE)])
 
 
 def in_onnxruntime(
-    model: bytes, pixels: Float32[Tensor, "images 3 size size"], *, batch_size: int = BATCH_SIZE
+    model: bytes, pixels: NormalisedImages, *, batch_size: int = BATCH_SIZE, num_batches: int | None = None
 ) -> Embeddings:
+    """Of the first `num_batches`, by default of all."""
     session = open_session(model)
     return np.concatenate(
-        [session.run(["embedding"], {"pixels": batch.numpy()})[0] for batch in batches(pixels, batch_size)]
+        [
+            session.run(["embedding"], {"pixels": batch.numpy()})[0]
+            for batch in islice(batches(pixels, batch_size), num_batches)
+        ]
     )
 
 
@@ -80,7 +84,7 @@ def open_session(model: bytes) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def batches(pixels: Float32[Tensor, "images 3 size size"], size: int) -> Iterator[Float32[Tensor, "batch 3 size size"]]:
+def batches(pixels: NormalisedImages, size: int) -> Iterator[Float32[Tensor, "batch 3 size size"]]:
     return (pixels[start : start + size] for start in range(0, len(pixels), size))
 
 

@@ -8,10 +8,10 @@ image in memory at a time. Each is about twice the time of embedding the images.
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
-from torch import Tensor
+from jaxtyping import Int64
 
 from reinforce.deploy.agreement import batches, open_session
+from reinforce.deploy.images import NormalisedImages
 
 BATCH_SIZE = 8
 _NUM_BINS = 2048
@@ -22,7 +22,7 @@ _MOST_VALUES = 1 << 16
 Ranges = dict[str, tuple[float, float]]
 
 
-def activation_ranges(model: Any, tensors: tuple[str, ...], pixels: Float32[Tensor, "images 3 size size"]) -> Ranges:
+def activation_ranges(model: Any, tensors: tuple[str, ...], pixels: NormalisedImages) -> Ranges:
     """(least, greatest) by the name of the tensor."""
     from onnx import helper
 
@@ -38,7 +38,7 @@ def activation_ranges(model: Any, tensors: tuple[str, ...], pixels: Float32[Tens
     return {name: (float(low), float(high)) for name, low, high in zip(tensors, least, most, strict=True)}
 
 
-def clipped_ranges(model: Any, ranges: Ranges, pixels: Float32[Tensor, "images 3 size size"]) -> Ranges:
+def clipped_ranges(model: Any, ranges: Ranges, pixels: NormalisedImages) -> Ranges:
     """The ranges made symmetric, each cut off where the squared error of 8 bits is least."""
     bounds = {name: max(abs(low), abs(high)) for name, (low, high) in ranges.items()}
     histograms = {name: np.zeros(_NUM_BINS, np.int64) for name in ranges}

@@ -18,7 +18,7 @@ from timm.utils.model import reparameterize_model
 from reinforce.config import ConfigError
 from reinforce.deploy.agreement import Agreement, compare
 from reinforce.deploy.graph import MIN_OPSET, UnitNorm, check_packages, tower_to_onnx
-from reinforce.deploy.images import ChosenImages, choose_images, noise_images, normalised
+from reinforce.deploy.images import ChosenImages, NormalisedImages, choose_images, noise_images
 from reinforce.deploy.model_file import ModelCard, ModelLabels
 from reinforce.deploy.quantize import Target, quantize_tower
 from reinforce.deploy.structure import check_structure
@@ -88,16 +88,17 @@ def export_onnx(
     if shards:
         num_chosen = num_images + (num_calibration_images if target else 0)
         chosen = choose_images(shards, student.image_size, num_chosen, seed)
-    pixels = normalised(chosen.images, student)
-    num_checked = len(pixels) * num_images // num_chosen if target else len(pixels)
-    if target is not None and not 0 < num_checked < len(pixels):
-        raise ConfigError(f"export --int8: --shards give {len(pixels)} images, too few to calibrate and to check with")
+    num_usable = len(chosen.images)
+    num_checked = num_usable * num_images // num_chosen if target else num_usable
+    if target is not None and not 0 < num_checked < num_usable:
+        raise ConfigError(f"export --int8: --shards give {num_usable} images, too few to calibrate and to check with")
     tower, folded = UnitNorm(student.model.visual).eval(), UnitNorm(reparameterize_model(student.model.visual)).eval()
     model = tower_to_onnx(folded, student.image_size, opset)
     if target is not None:
-        model = quantize_tower(model, pixels[num_checked:], target)
+        model = quantize_tower(model, NormalisedImages(chosen.images[num_checked:], student), target)
         check_structure(model, target)
-    agreement = compare(tower, model.SerializeToString(), pixels[:num_checked], labels)
+    images = NormalisedImages(chosen.images[:num_checked], student)
+    agreement = compare(tower, model.SerializeToString(), images, labels)
     _check_agreement(agreement, labels, target, f"export {student_folder}")
     card = _card(student_folder, student, target, agreement, labels)
     num_bytes = write_file(model, card.to_metadata(), output)
@@ -109,7 +110,7 @@ def export_onnx(
         num_parameters=_num_parameters(folded),
         num_folded_parameters=_num_parameters(tower) - _num_parameters(folded),
         agreement=agreement,
-        num_calibration_images=len(pixels) - num_checked,
+        num_calibration_images=num_usable - num_checked,
         is_checked_with_noise=not shards,
         drops=chosen.drops,
     )

@@ -97,7 +97,16 @@ def noise_images(size: int) -> Images:
     return np.asarray(torch.cat(images).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
 
-def normalised(images: Images, student: Student) -> Float32[Tensor, "images 3 size size"]:
-    """As the student takes them."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (student.mean, student.std))
-    return ((torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous()
+class NormalisedImages:
+    """Images as a student takes them, normalised as they are sliced: a batch in float32 at a time, not all."""
+
+    def __init__(self, images: Images, student: Student) -> None:
+        self._images = images
+        self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (student.mean, student.std))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: slice) -> Float32[Tensor, "images 3 size size"]:
+        scaled = torch.from_numpy(self._images[rows]).permute(0, 3, 1, 2).float() / 255
+        return ((scaled - self._mean) / self._std).contiguous()

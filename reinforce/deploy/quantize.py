@@ -8,10 +8,9 @@ Runtimes fuse what stands between the pairs into integer kernels. Takes a pass o
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32
-from torch import Tensor
 
 from reinforce.deploy.calibration import activation_ranges, clipped_ranges
+from reinforce.deploy.images import NormalisedImages
 from reinforce.deploy.points import INPUT, Points, find_points
 from reinforce.deploy.qdq import QdqWriter, Scheme
 
@@ -26,7 +25,7 @@ SCHEMES: dict[Target, Scheme] = {
 0, biases in float and no pairs around what it runs in float anyway."""
 
 
-def quantize_tower(model: Any, pixels: Float32[Tensor, "images 3 size size"], target: Target) -> Any:
+def quantize_tower(model: Any, pixels: NormalisedImages, target: Target) -> Any:
     """A new `onnx.ModelProto`, calibrated on `pixels`; the same model and pixels give the same bytes."""
     import onnx
 
