@@ -17,7 +17,7 @@ from reinforce.deploy import export, graph
 from reinforce.deploy.export import ExportReport, export_onnx
 from reinforce.deploy.images import noise_images
 from reinforce.deploy.model_file import ModelCard
-from reinforce.student.blueprint import WEIGHTS_NAME
+from reinforce.image_tower import WEIGHTS_NAME
 from reinforce.student.models import Student, build_student, load_student, save_student
 from reinforce.weights import ModelError
 

@@ -19,6 +19,7 @@ from reinforce.deploy.model_file import ModelCard
 from reinforce.deploy.quantize import Target
 from reinforce.deploy.structure import check_structure
 from reinforce.shards.banks import Bank, bank_content, record_bank, write_bank
+from reinforce.shards.schema import fingerprint
 from reinforce.storage import open_store
 from reinforce.student.models import load_student
 from reinforce.weights import ModelError
@@ -51,7 +52,8 @@ def bank_of(folder: Path, name: str, *, dim: int = 16) -> str:
     embeddings = np.random.default_rng(0).normal(size=(len(LABELS), dim)).astype(np.float32)
     uri = str(folder / "banks" / name)
     store = open_store(str(folder))
-    record_bank(store, name, bank_content(LABELS, ("{}",)), 0)
+    content = bank_content(LABELS, ("{}",))
+    record_bank(store, name, content, 0)
     bank = Bank(
         name=name,
         teacher="t",
@@ -61,9 +63,9 @@ def bank_of(folder: Path, name: str, *, dim: int = 16) -> str:
         logit_scale=50.0,
         logit_bias=None,
         weights_sha256="0" * 64,
-        fingerprint="f",
+        fingerprint=fingerprint(content),
     )
-    write_bank(store, bank, num_truncated_texts=0)
+    write_bank(store, bank, content=content, num_truncated_texts=0)
     return uri
 
 

@@ -1,8 +1,9 @@
 """The range of every activation over images, which its scale has to cover.
 
-The least and the greatest value first: onnxruntime finds them within the graph, so that a batch leaves two numbers a
-tensor behind. Where zero points are 0, the outliers are then cut off where that costs least: a histogram a tensor, one
-image in memory at a time. Each is about twice the time of embedding the images.
+The least and the greatest value of each image first: onnxruntime finds them within the graph, so that an image leaves
+two numbers a tensor behind. A range covers 99 of 100 images: a single odd image of 512 made the ranges of a trained
+EfficientNet-B3 so wide that the mean cosine of all others fell from 0.998 to 0.876. Where zero points are 0, more is
+then cut off where that costs least: a histogram a tensor. Each is about twice the time of embedding the images.
 """
 
 from typing import Any
@@ -13,8 +14,7 @@ from jaxtyping import Int64
 from reinforce.deploy.agreement import batches, open_session
 from reinforce.deploy.images import NormalisedImages
 
-BATCH_SIZE = 2
-"""onnxruntime holds all activations of a batch: eight of EfficientNet-B3 at 224 pixels took 3.8 GB, two 1.8 GB."""
+_COVERED_IMAGES = 0.99
 _NUM_BINS = 2048
 _NUM_CUTS = 64
 _MOST_VALUES = 1 << 16
@@ -24,7 +24,7 @@ Ranges = dict[str, tuple[float, float]]
 
 
 def activation_ranges(model: Any, tensors: tuple[str, ...], pixels: NormalisedImages) -> Ranges:
-    """(least, greatest) by the name of the tensor."""
+    """(least, greatest) by the name of the tensor; NaN where a value was not finite for some image."""
     from onnx import helper
 
     outputs = [f"{kind}.{name}" for name in tensors for kind in ("ReduceMin", "ReduceMax")]
@@ -34,8 +34,12 @@ def activation_ranges(model: Any, tensors: tuple[str, ...], pixels: NormalisedIm
         for kind in ("ReduceMin", "ReduceMax")
     ]
     session = _observing(model, outputs, nodes)
-    found = [np.array(session.run(outputs, {"pixels": batch.numpy()})) for batch in batches(pixels, BATCH_SIZE)]
-    least, most = np.min(found, axis=0)[0::2], np.max(found, axis=0)[1::2]
+    # One image at a time: onnxruntime holds all activations of a batch, eight of EfficientNet-B3 at 224 px in 3.8 GB.
+    found = np.array([session.run(outputs, {"pixels": image.numpy()}) for image in batches(pixels, 1)])
+    with np.errstate(invalid="ignore"):
+        least, most = np.quantile(found, [1 - _COVERED_IMAGES, _COVERED_IMAGES], axis=0)
+    least, most = (np.where(np.isfinite(found).all(axis=0), bound, np.nan) for bound in (least, most))
+    least, most = least[0::2], most[1::2]
     return {name: (float(low), float(high)) for name, low, high in zip(tensors, least, most, strict=True)}
 
 

@@ -48,7 +48,9 @@ def tower_to_onnx(tower: torch.nn.Module, image_size: int, opset: int) -> Any:
     Raises ModelError if it has an operation that ONNX lacks.
     """
     example = torch.zeros(2, 3, image_size, image_size)
-    return to_onnx(tower, "pixels", example, {0: torch.export.Dim("batch")}, opset)
+    model = to_onnx(tower, "pixels", example, {0: torch.export.Dim("batch")}, opset)
+    _pool_means(model.graph)
+    return model
 
 
 def to_onnx(tower: torch.nn.Module, name: str, example: Tensor, dynamic: dict[int, Any], opset: int) -> Any:
@@ -89,6 +91,24 @@ def _keep_names_apart(model: Any) -> None:
         for value in node.outputs:
             if value.name == "embedding" and id(value) not in outputs:
                 value.name = "token_embedding"
+
+
+def _pool_means(graph: Any) -> None:
+    """A mean over height and width as the GlobalAveragePool that it is: faster, and there are kernels in integers."""
+    from onnx import numpy_helper
+
+    constants = {constant.name: constant for constant in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "ReduceMean" and len(node.input) == 2 and node.input[1] in constants:
+            axes = sorted(numpy_helper.to_array(constants[node.input[1]]).tolist())
+            keeps = all(attribute.i == 1 for attribute in node.attribute if attribute.name == "keepdims")
+            if axes in ([2, 3], [-2, -1]) and keeps:
+                node.op_type = "GlobalAveragePool"
+                del node.attribute[:], node.input[1:]
+    read = {name for node in graph.node for name in node.input}
+    kept = [constant for constant in graph.initializer if constant.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 @contextmanager

@@ -32,27 +32,12 @@ def quantize_tower(model: Any, pixels: NormalisedImages, target: Target) -> Any:
     scheme = SCHEMES[target]
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
-    _pool_means(quantized.graph)
     points = find_points(quantized.graph, quantizes_elementwise=scheme.quantizes_elementwise)
     ranges = activation_ranges(quantized, points.tensors, pixels)
     if scheme.is_symmetric:
         ranges = clipped_ranges(quantized, ranges, pixels)
     _insert_pairs(quantized.graph, points, QdqWriter(quantized.graph, ranges, scheme))
     return quantized
-
-
-def _pool_means(graph: Any) -> None:
-    """A mean over height and width as the GlobalAveragePool that it is: that one runtimes have in integers."""
-    from onnx import numpy_helper
-
-    constants = {constant.name: constant for constant in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "ReduceMean" and len(node.input) == 2 and node.input[1] in constants:
-            axes = sorted(numpy_helper.to_array(constants[node.input[1]]).tolist())
-            keeps = all(attribute.i == 1 for attribute in node.attribute if attribute.name == "keepdims")
-            if axes in ([2, 3], [-2, -1]) and keeps:
-                node.op_type = "GlobalAveragePool"
-                del node.attribute[:], node.input[1:]
 
 
 def _insert_pairs(graph: Any, points: Points, writer: QdqWriter) -> None:

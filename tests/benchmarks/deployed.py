@@ -23,7 +23,7 @@ import torch
 
 from reinforce.config import StudentModelConfig
 from reinforce.deploy import export
-from reinforce.deploy.images import choose_images, normalised
+from reinforce.deploy.images import NormalisedImages, choose_images
 from reinforce.evaluation.metrics import auroc
 from reinforce.shards.banks import Bank, bank_content, record_bank, write_bank
 from reinforce.shards.schema import bank_folder, fingerprint
@@ -51,7 +51,7 @@ def make_random(backbone: str, image_size: int, folder: Path) -> None:
             module.momentum = None  # the mean over all that is seen, not a moving one
     images = choose_images([str(TRAIN)], image_size, NUM_SEEN_IMAGES, seed=0).images
     with torch.no_grad():
-        pixels = normalised(images, student)
+        pixels = NormalisedImages(images, student)
         for start in range(0, len(pixels), BATCH_SIZE):
             student.model.train().encode_image(pixels[start : start + BATCH_SIZE])
     save_student(student, folder)

@@ -8,6 +8,7 @@ without its arena onnxruntime takes 30 % more time, and no less memory.
 from __future__ import annotations
 
 import ctypes
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +56,8 @@ def load_model(path: Path, num_threads: int) -> Model:
 def open_session(path: Path, num_threads: int, *, exact_int8: bool = False) -> Any:
     """Any ONNX file in onnxruntime; raises LabelError.
 
-    x86 without VNNI adds pairs of 8-bit products in 16 bits, which overflow with weights that use all of theirs;
-    `exact_int8` avoids it, and nearly doubles the time of int8 on every x86.
+    x86 without VNNI adds pairs of 8-bit products in 16 bits, which overflow with weights that use all of theirs. There
+    it is avoided always, elsewhere with `exact_int8`, which nearly doubles the time of int8 on every x86.
     """
     try:
         import onnxruntime
@@ -70,12 +71,21 @@ def open_session(path: Path, num_threads: int, *, exact_int8: bool = False) -> A
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False
     options.log_severity_level = _FATAL
-    if exact_int8:
+    if exact_int8 or _lacks_vnni():
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a dozen classes of its own, below Exception
         raise LabelError(f"model {path}: {_reason(error, onnxruntime.__version__)}") from None
+
+
+def _lacks_vnni() -> bool:
+    """Whether this is an x86 processor of before those that sum 8-bit products in 32 bits. False where nothing says."""
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return flags is not None and "vnni" not in flags[1]
 
 
 def _give_back_memory() -> None:
