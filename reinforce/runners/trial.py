@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from reinforce.banks import record_banks
 from reinforce.builder import reinforce_images
 from reinforce.config import ConfigError
 from reinforce.plan import BuildOutline, BuildPlan
@@ -25,7 +26,7 @@ from reinforce.runners.worker import Job, Lease
 from reinforce.shard_report import ShardReport
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, DatasetMismatchError
 from reinforce.shards.reader import ShardFile
-from reinforce.shards.schema import MAX_ROW_GROUP_ROWS
+from reinforce.shards.schema import BANK_FILE, MAX_ROW_GROUP_ROWS, bank_folder
 from reinforce.shards.writer import ShardFileWriter
 from reinforce.storage import Store, open_spool, open_store
 
@@ -138,8 +139,11 @@ def _record(outline: BuildOutline, job: Job, output: Store, mirror: Store) -> di
     folders = [signal.folder for signal in outline.signals] if isinstance(outline, BuildPlan) else []
     names = [DATASET_FILE, *(f"{folder}/{SIGNAL_FILE}" for folder in folders)]
     existing = {name for name in names if copy_file(output, name, mirror)}
+    for bank in job.config.banks:
+        copy_file(output, f"{bank_folder(bank)}/{BANK_FILE}", mirror)
     try:
         outline.record_dataset(mirror, job.source_root)
+        record_banks(mirror, job.config)
         if isinstance(outline, BuildPlan):
             outline.record_signals(mirror)
     except DatasetMismatchError as error:
