@@ -44,6 +44,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`build.views`": config.ViewsConfig,
     "`build.teachers.NAME`": config.TeacherConfig,
     "`build.captioners.NAME`": config.CaptionerConfig,
+    "`build.banks.NAME`": config.BankConfig,
     "`build.ray`": config.RayConfig,
     "`student`": config.StudentConfig,
     "`student.model`": config.StudentModelConfig,
