@@ -14,7 +14,7 @@ import torch
 from reinforce.config import BankConfig, BuildConfig, ConfigError
 from reinforce.prompts import DEFAULT_TEMPLATES, prompt, read_labels, read_template_set
 from reinforce.shards.banks import Bank, bank_content, check_bank, record_bank, write_bank
-from reinforce.shards.dataset import Dataset, read_document
+from reinforce.shards.dataset import SIGNAL_FILE, Dataset, read_document
 from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import BANK_FILE, Signal, bank_file, bank_folder, fingerprint
 from reinforce.storage import Store
@@ -67,8 +67,18 @@ def write_banks(output: Store, config: BuildConfig, teachers: Sequence[Teacher])
                 continue
             labels, templates = tuple(_content(bank)["labels"]), tuple(bank.templates)
             embedded, num_cut = embed_bank(teacher, name, labels, templates, option=f"build.banks.{name}")
+            embedded = _at_recorded_scale(embedded, output)
             content = teacher_content(_content(bank), teacher)
             write_bank(output, embedded, content=content, num_truncated_texts=num_cut)
+
+
+def _at_recorded_scale(bank: Bank, output: Store) -> Bank:
+    """With the scale of the dataset, which a recipe may have set when it was begun, and no fingerprint holds."""
+    recorded = read_document(output, f"{Signal('image', bank.teacher).folder}/{SIGNAL_FILE}")
+    if recorded is None:
+        return bank
+    model = recorded["model"]
+    return replace(bank, logit_scale=float(model["logit_scale"]), logit_bias=model.get("logit_bias"))
 
 
 def describe_written(output: Store, paths: Collection[str]) -> tuple[str, ...]:

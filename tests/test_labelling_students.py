@@ -28,7 +28,7 @@ from reinforce.exchange.pack import pack
 from reinforce.shards.banks import read_bank
 from reinforce.storage import open_store
 from reinforce.student.batch import Batch
-from reinforce.student.journal import read_metrics
+from reinforce.student.journal import Journal, read_metrics
 from reinforce.student.models import load_student
 from reinforce.student.train import train_student
 from reinforce.teachers import FakeTeacher
@@ -67,11 +67,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, output: Path, *, dataset: Path | None = None, resume: bool = False, **student: Any) -> None:
+def train(folder: Path, output: Path, *, dataset: Path | None = None, resume: bool = False, **student: Any) -> int:
+    """The steps that were there before."""
     settings = {"model": MODEL, "loss": LOSS} | student
     with open(os.devnull, "w") as nowhere:
         console = Console(file=nowhere)
-        train_student(str(dataset or folder / "data"), output, recipe(**settings), resume=resume, console=console)
+        uri = str(dataset or folder / "data")
+        return train_student(uri, output, recipe(**settings), resume=resume, console=console).num_steps_before
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +126,29 @@ def test_several_views_of_an_image_without_captions(folder: Path, placement: str
     )
 
 
-def test_a_resumed_run_gives_the_same_student(folder: Path, trained: Path, tmp_path: Path) -> None:
-    train(folder, tmp_path / "run", steps=8, checkpoint_every=4)
-    whole = load_student(tmp_path / "run/student").model.state_dict()
-    shutil.rmtree(tmp_path / "run/student")
-    train(folder, tmp_path / "run", steps=8, checkpoint_every=4, resume=True)
+def test_a_resumed_run_gives_the_same_student_and_takes_no_other_bank(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(folder, tmp_path / "whole", steps=6, checkpoint_every=3, log_every=1)
+    original = Journal.train
+
+    def stop(self: Journal, step: int, *figures: Any) -> None:
+        original(self, step, *figures)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, tmp_path / "run", steps=6, checkpoint_every=3, log_every=1)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folder, elsewhere)
+    shutil.rmtree(elsewhere / "data/banks/things")
+    shutil.copytree(folder / "data/banks/others", elsewhere / "data/banks/things")
+    with pytest.raises(ConfigError, match=r"the run in .* was another: student.bank is"):
+        train(elsewhere, tmp_path / "run", steps=6, checkpoint_every=3, log_every=1, resume=True)
+    assert train(folder, tmp_path / "run", steps=6, checkpoint_every=3, log_every=1, resume=True) == 3
+    whole = load_student(tmp_path / "whole/student").model.state_dict()
     for name, tensor in load_student(tmp_path / "run/student").model.state_dict().items():
         assert torch.equal(tensor, whole[name])
 
@@ -160,6 +180,8 @@ def test_any_bank_of_its_teacher_and_no_other(folder: Path, trained: Path, tmp_p
         evaluated(student, folder, bank=str(folder / "data/banks/others"))
     with pytest.raises(ConfigError, match="--templates: a bank has its own"):
         evaluated(student, folder, bank=str(student / "banks/things"), templates="openai")
+    with pytest.raises(ConfigError, match=r"--templates: .* is scored by bank things, which has its own"):
+        evaluated(student, folder, templates="openai")
     with pytest.raises(ConfigError, match="--bank: only for --task zeroshot"):
         evaluated(student, folder, bank=str(student / "banks/things"), task="retrieval")
     stranger = tmp_path / "stranger"
@@ -170,7 +192,9 @@ def test_any_bank_of_its_teacher_and_no_other(folder: Path, trained: Path, tmp_p
     with pytest.raises(ConfigError, match=r"is of large, whose weights .*stranger was not trained from"):
         evaluated(stranger, folder)
     shutil.rmtree(stranger / "banks")
-    with pytest.raises(ConfigError, match="an image tower alone, and no bank is in its folder; pass --bank URI"):
+    with pytest.raises(
+        ConfigError, match="an image tower alone, and its folder has no bank or several; pass --bank URI"
+    ):
         evaluated(stranger, folder)
 
 

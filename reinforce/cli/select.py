@@ -44,12 +44,7 @@ def select(
     with one_line_errors():
         _check_choice("--score", score, ("original", "synthetic", "best"))
         _check_choice("--missing", missing, ("error", "skip"))
-        if bank is not None and labels is not None:
-            raise ConfigError("--bank, --labels: give one of the two")
-        if templates is not None and labels is None:
-            raise ConfigError("--templates: goes with --labels")
-        if keep_confident is not None and bank is None and labels is None:
-            raise ConfigError("--keep-confident: goes with --bank or --labels")
+        _check_labels(bank, labels, templates, keep_confident)
         from reinforce.selection import Criteria, select_samples
         from reinforce.selection.criteria import parse_split
         from reinforce.selection.outcome import describe
@@ -77,6 +72,15 @@ def select(
             found = _bank(opened, choose_teachers(opened, criteria.teachers)[0], bank, labels, templates)
         outcome = select_samples(opened, output, criteria, bank=found)
         print(json.dumps(outcome.to_json(), indent=2, ensure_ascii=False) if as_json else describe(outcome))
+
+
+def _check_labels(bank: str | None, labels: str | None, templates: str | None, keep_confident: float | None) -> None:
+    if bank is not None and labels is not None:
+        raise ConfigError("--bank, --labels: give one of the two")
+    if templates is not None and labels is None:
+        raise ConfigError("--templates: goes with --labels")
+    if keep_confident is not None and bank is None and labels is None:
+        raise ConfigError("--keep-confident: goes with --bank or --labels")
 
 
 def _bank(dataset: "Dataset", teacher: str, name: str | None, labels: str | None, templates: str | None) -> "Bank":

@@ -9,7 +9,14 @@ from reinforce.config.base import CaptionerName, Name, Strict
 Policy = Literal["error", "skip"]
 
 _FIELDS_OF_ONE_LOSS = {"bank", "bank_weight", "bank_scale"}
-_FIELDS_OF_OTHERS = {"distillation", "teacher_scales", "feature_weight", "mask_same_captions", "initial_logit_scale"}
+_FIELDS_OF_OTHERS = {
+    "distillation",
+    "teacher_scales",
+    "feature_weight",
+    "mask_same_captions",
+    "initial_logit_scale",
+    "max_logit_scale",
+}
 
 
 class TextTowerConfig(Strict):

@@ -57,8 +57,12 @@ def bank_for(model: EmbeddingModel, uri: str | None) -> Bank | None:
         return None
     where = str(model.bank) if uri is None and model.bank else uri
     if where is None:
-        raise ConfigError(f"model {model.name}: an image tower alone, and no bank is in its folder; pass --bank URI")
-    bank = _of_its_space(model, [read_bank(where, teacher) for teacher in teachers_of_bank(where)], where)
+        raise ConfigError(
+            f"model {model.name}: an image tower alone, and its folder has no bank or several; pass --bank URI"
+        )
+    bank = _of_its_space(
+        model, [read_bank(where, teacher) for teacher in teachers_of_bank(where)] or [read_bank(where)], where
+    )
     pixels = np.zeros((1, model.image_size, model.image_size, 3), np.uint8)
     with model.evaluating():
         dim = model.embed_images(pixels).shape[1]
@@ -67,6 +71,12 @@ def bank_for(model: EmbeddingModel, uri: str | None) -> Bank | None:
             f"--bank {where}: its labels have {bank.embeddings.shape[1]} values, an image of {model.name} has {dim}"
         )
     return bank
+
+
+def notes_of(model: EmbeddingModel, bank: Bank) -> tuple[str, ...]:
+    """What a reader of figures by a foreign bank must know."""
+    is_its_space = not model.space or bank.weights_sha256 in model.space
+    return () if is_its_space else (f"{model.name}: bank {bank.name} is of other weights, those of {bank.teacher}",)
 
 
 def _of_its_space(model: EmbeddingModel, banks: Sequence[Bank], where: str) -> Bank:

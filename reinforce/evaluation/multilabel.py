@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from reinforce.evaluation.banks import Classes, classes_in
+from reinforce.evaluation.banks import Classes, classes_in, notes_of
 from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES, ShardImages
 from reinforce.evaluation.metrics import aurocs, num_non_finite
 from reinforce.evaluation.model import EmbeddingModel
@@ -73,7 +73,7 @@ class MultiLabelTask:
             ),
             drops=dict(sorted(found.drops.items())),
             counts=dict(sorted((+(self.images.counts + counts)).items())),
-            notes=model.notes,
+            notes=model.notes + (notes_of(model, bank) if bank else ()),
         )
 
     def _classes(self, model: EmbeddingModel, bank: Bank | None, templates: tuple[str, ...]) -> Classes:

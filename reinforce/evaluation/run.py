@@ -69,7 +69,10 @@ def evaluate_models(
             if isinstance(prepared, RetrievalTask):
                 results.append(prepared.evaluate(model))
             else:
-                results.append(prepared.evaluate(model, bank_for(model, bank)))
+                found = bank_for(model, bank)
+                if found is not None and templates is not None:
+                    raise ConfigError(f"--templates: {name} is scored by bank {found.name}, which has its own")
+                results.append(prepared.evaluate(model, found))
     return results
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reinforce.config import ConfigError
-from reinforce.evaluation.banks import Classes, classes_in
+from reinforce.evaluation.banks import Classes, classes_in, notes_of
 from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES, EmbeddedImages, ShardImages
 from reinforce.evaluation.metrics import class_aurocs, label_ranks, num_non_finite, recall
 from reinforce.evaluation.model import TEXTS_PER_BATCH, EmbeddingModel
@@ -81,7 +81,7 @@ class ZeroShotTask:
             classes=per_class,
             drops=dict(sorted(found.drops.items())),
             counts=dict(sorted((+self.images.counts).items())),
-            notes=model.notes + (_notes(model, bank) if bank else ()),
+            notes=model.notes + (notes_of(model, bank) if bank else ()),
         )
 
     def _classes(self, model: EmbeddingModel) -> Classes:
@@ -114,11 +114,6 @@ def embed_classes(
         prompts = [prompt(template, name) for name in names for template in templates]
         means.append(model.embed_texts(prompts).view(len(names), len(templates), -1).mean(dim=1))
     return torch.nn.functional.normalize(torch.cat(means), dim=-1)
-
-
-def _notes(model: EmbeddingModel, bank: Bank) -> tuple[str, ...]:
-    is_its_space = not model.space or bank.weights_sha256 in model.space
-    return () if is_its_space else (f"{model.name}: bank {bank.name} is of other weights, those of {bank.teacher}",)
 
 
 def _class_result(name: str, ranks: Int[np.ndarray, " rows"], auroc: float | None) -> ClassResult:

@@ -73,6 +73,8 @@ def _check_file(file: ShardFile, documents: Documents, faults: FileFaults) -> No
         faults.add(f"embeddings/{teacher}/image has no {SIGNAL_FILE}: labels of a teacher without images")
     elif footer["weights_sha256"] != images["content"].get("weights_sha256"):
         faults.add(f"weights_sha256 is not that of embeddings/{teacher}/image: labels and images of two models")
+    elif footer["logit_scale"] != images["model"]["logit_scale"]:
+        faults.add(f"logit_scale is not that of embeddings/{teacher}/image")
     dim = images["model"]["dim"] if images is not None else file.schema.field("embedding").type.list_size
     check_layout(file, bank_schema(dim), faults)
     labels = _check_labels(file, document["content"]["labels"], faults)

@@ -4,6 +4,7 @@ A bank is small and read whole. Each of its two kinds of files says all that is 
 be copied out of the dataset: a student in a teacher's space takes the bank it was trained against along.
 """
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,9 @@ def teachers_of_bank(uri: str) -> list[str]:
 
 
 def _teachers(store: Store) -> list[str]:
-    return sorted(info.path.removesuffix(".parquet") for info in store.list() if info.path.endswith(".parquet"))
+    return sorted(
+        info.path.removesuffix(".parquet") for info in store.list() if re.fullmatch(r"[^/]+\.parquet", info.path)
+    )
 
 
 def _unit_norm(rows: Float32[np.ndarray, "rows dim"]) -> Float32[np.ndarray, "rows dim"]:

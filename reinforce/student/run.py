@@ -226,6 +226,12 @@ class Run:
         if self.config.data.views_per_decode == 1:
             # Checkpoints of before there was a choice go on.
             del fields["data"]["views_per_decode"], fields["data"]["views_placement"]
+        if self.config.loss.kind != "clip4retrofit":
+            # Likewise: these are of that loss alone.
+            for name in ("bank", "bank_weight", "bank_scale"):
+                del fields["loss"][name]
+        elif self.bank is not None:
+            fields["bank"] = self.bank.bank.fingerprint
         return {
             **fields,
             "world_size": self.processes.world_size,

@@ -8,8 +8,9 @@ from typing import Any
 
 from reinforce.config import ConfigError, StudentConfig
 from reinforce.shards.banks import Bank, read_bank
-from reinforce.shards.dataset import open_dataset
+from reinforce.shards.dataset import SIGNAL_FILE, read_document
 from reinforce.shards.schema import BANK_FILE, Signal, bank_file, bank_folder
+from reinforce.storage import open_store
 from reinforce.student.plan import ReadPlan
 
 
@@ -45,15 +46,17 @@ def _take(plan: ReadPlan, name: str, field: str) -> TakenBank:
         names = ", ".join(plan.teachers) or "none"
         raise ConfigError(f"student.data.teachers: a bank is that of one teacher, not {names}; name it")
     (teacher,) = plan.teachers
-    dataset = open_dataset(plan.dataset_uri)
-    if name not in dataset.banks:
-        found = ", ".join(dataset.banks) or "none"
+    store = open_store(plan.dataset_uri)
+    banks = sorted({info.path.split("/")[1] for info in store.list("banks") if info.path.endswith(f"/{BANK_FILE}")})
+    if name not in banks:
+        found = ", ".join(banks) or "none"
         raise ConfigError(f"student.{field}: the dataset has no bank {name!r}; it has {found} (build.banks makes one)")
-    bank = read_bank(dataset.store.uri_of(bank_folder(name)), teacher)
-    if bank.weights_sha256 != dataset.signals[Signal("image", teacher)]["content"]["weights_sha256"]:
+    bank = read_bank(store.uri_of(bank_folder(name)), teacher)
+    recorded = read_document(store, f"{Signal('image', teacher).folder}/{SIGNAL_FILE}")
+    if recorded is None or bank.weights_sha256 != recorded["content"]["weights_sha256"]:
         raise ConfigError(
             f"student.{field}: bank {name} is of other weights of {teacher} than its embeddings of the images; "
             "build it again under another name"
         )
     paths = [f"{bank_folder(name)}/{BANK_FILE}", bank_file(name, teacher)]
-    return TakenBank(bank, {path: dataset.store.read(path) for path in paths})
+    return TakenBank(bank, {path: store.read(path) for path in paths})
