@@ -45,6 +45,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "formatting",
         "weights",
         "software",
+        "label_names",
     ),
     "student": (
         "student",

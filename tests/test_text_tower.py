@@ -230,6 +230,14 @@ def test_refusals_of_export(exported: Exported, tmp_path: Path, monkeypatch: pyt
         done = CliRunner().invoke(app, ["export", str(exported.student), "--output", str(output), option])
         assert (done.exit_code, done.output.count("\n")) == (2, 1)
         assert "goes with --text, the file to write" in done.output
+    # Before anything is exported: the image tower's file is not there either.
+    model = tmp_path / "model.onnx"
+    for text, says in ((model, "the image tower goes there"), (tmp_path / "no/t.onnx", "name a file in a folder")):
+        arguments = ["export", str(exported.student), "--output", str(model), "--text", str(text), "--teacher", other]
+        done = CliRunner().invoke(app, arguments)
+        assert (done.exit_code, done.output.count("\n")) == (2, 1)
+        assert says in done.output
+        assert not model.exists()
 
 
 def test_refusals_of_label(exported: Exported, tmp_path: Path) -> None:

@@ -35,10 +35,12 @@ def export(
     """Export a student's image tower to ONNX, checked against PyTorch before it is written."""
     with one_line_errors("the file is written whole or not at all"):
         from reinforce.deploy.export import export_onnx
-        from reinforce.deploy.text_export import export_text_onnx
+        from reinforce.deploy.text_export import check_text_request, export_text_onnx
 
         if text is None and (teacher or text_int8):
             raise ConfigError(f"{'--teacher' if teacher else '--text-int8'}: goes with --text, the file to write")
+        if text is not None:
+            check_text_request(student, text, output, teacher)
         if target is not None and not int8:
             raise ConfigError("--target: goes with --int8; an fp32 file is for all of them")
         if target not in (None, "x86", "arm", "tensorrt"):

@@ -102,7 +102,7 @@ def _pool_means(graph: Any) -> None:
         if node.op_type == "ReduceMean" and len(node.input) == 2 and node.input[1] in constants:
             axes = sorted(numpy_helper.to_array(constants[node.input[1]]).tolist())
             keeps = all(attribute.i == 1 for attribute in node.attribute if attribute.name == "keepdims")
-            if axes in ([2, 3], [-2, -1]) and keeps:
+            if axes == [2, 3] and keeps:
                 node.op_type = "GlobalAveragePool"
                 del node.attribute[:], node.input[1:]
     read = {name for node in graph.node for name in node.input}

@@ -1,17 +1,20 @@
 """What an exported ONNX file says of itself: preprocessing, labels, what made it and how well it agreed.
 
 All of it stands in the file's own metadata, so one file is all that a device needs. Written by `export`, read by
-`label`; numpy alone, no torch and nothing else of ours.
+`label`; numpy alone, no torch.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from reinforce.label_names import bank_key
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -80,7 +83,11 @@ class ModelCard:
             version = card.pop("version")
             if version != MODEL_FILE_VERSION:
                 raise ModelFileError(f"of version {version}; this software reads version {MODEL_FILE_VERSION}")
-            card |= {"mean": tuple(card["mean"]), "std": tuple(card["std"])}
+            card |= {"mean": _numbers(card["mean"]), "std": _numbers(card["std"])}
+            if not all(type(card[name]) is int and card[name] > 0 for name in ("image_size", "embed_dim")):
+                raise ValueError("image_size and embed_dim must be whole numbers")
+            if min(card["std"]) <= 0:
+                raise ValueError("std must be above 0")
             return cls(**card, labels=_labels(metadata, card["embed_dim"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, ModelFileError):
@@ -92,7 +99,22 @@ def _labels(metadata: dict[str, str], embed_dim: int) -> ModelLabels | None:
     if _LABELS not in metadata:
         return None
     labels = json.loads(metadata[_LABELS])
+    scale, bias = labels["logit_scale"], labels["logit_bias"]
+    if not (_is_number(scale) and scale > 0 and (bias is None or _is_number(bias))):
+        raise ValueError("logit_scale must be a number above 0, logit_bias a number or null")
+    if len({bank_key(label) for label in labels["labels"]}) < len(labels["labels"]):
+        raise ValueError("a label is there twice")
     values = np.frombuffer(base64.b64decode(metadata[_EMBEDDINGS], validate=True), "<f2").astype(np.float32)
     embeddings = values.reshape(len(labels["labels"]), embed_dim)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     return ModelLabels(**labels | {"labels": tuple(labels["labels"]), "embeddings": embeddings})
+
+
+def _numbers(values: Any) -> tuple[float, float, float]:
+    if not isinstance(values, list) or len(values) != 3 or not all(map(_is_number, values)):
+        raise ValueError("mean and std must be three numbers")
+    return values[0], values[1], values[2]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -10,7 +10,7 @@ from reinforce.deploy.calibration import Ranges
 from reinforce.weights import ModelError
 
 _LEAST_SCALE = np.float32(1e-12)
-"""For what is zero throughout."""
+_MOST_BIAS = 2**31 - 1
 _MOST_WEIGHT = 127
 """Weights are symmetric, so -128 is not used."""
 
@@ -30,6 +30,8 @@ class Scheme:
         """Scale and zero point of a tensor, of whose range 0 is always a part."""
         least, most = min(least, 0.0), max(most, 0.0)
         limits = np.iinfo(self.dtype)
+        if least == most:
+            return np.float32(1), 0  # zero throughout: any scale holds it, and biases are in units of this one
         if self.is_symmetric:
             return max(np.float32(max(-least, most) / limits.max), _LEAST_SCALE), 0
         scale = max(np.float32((most - least) / (limits.max - limits.min)), _LEAST_SCALE)
@@ -72,10 +74,15 @@ class QdqWriter:
         axis = 0 if node.op_type == "Conv" or is_transposed else weights.ndim - 1
         others = tuple(index for index in range(weights.ndim) if index != axis)
         scale = np.maximum(np.abs(weights).max(axis=others) / np.float32(_MOST_WEIGHT), _LEAST_SCALE)
-        if node.input[1] not in self._dequantized:
-            quantized = np.rint(weights / np.expand_dims(scale, others)).astype(np.int8)
-            self._dequantize_constant(node.input[1], quantized, scale, axis)
         has_bias = len(node.input) > 2 and self._scheme.quantizes_bias and node.input[0] in self._scales
+        if has_bias:
+            # Of a channel whose weights are next to nothing, all that is left is its bias, which must fit 32 bits.
+            bias = np.abs(np.asarray(self._to_array(self._constants[node.input[2]]), np.float32))
+            scale = np.maximum(scale, bias / self._scales[node.input[0]] / np.float32(_MOST_BIAS)).astype(np.float32)
+        name = f"{node.input[1]}.{node.output[0]}" if node.input[1] in self._dequantized else node.input[1]
+        quantized = np.rint(weights / np.expand_dims(scale, others)).astype(np.int8)
+        self._dequantize_constant(name, quantized, scale, axis)
+        node.input[1] = name
         if has_bias:
             node.input[2] = self._quantize_bias(node.input[2], self._scales[node.input[0]] * scale, node.output[0])
 

@@ -9,6 +9,7 @@ from reinforce.deploy.model_file import ModelLabels
 from reinforce.image_tower import STUDENT_NAME
 from reinforce.shards.banks import read_bank
 from reinforce.student.models import Student
+from reinforce.weights import ModelError
 
 _BANKS = "banks"
 
@@ -25,7 +26,7 @@ def labels_for_student(folder: Path, student: Student, bank_uri: str | None) -> 
         return None
     if student.has_text:
         raise ConfigError(f"--bank: {folder} has a text tower of its own; a bank is of the space of its teacher")
-    teachers = _teachers(folder)
+    teachers = recorded_teachers(folder)
     bank = read_bank(bank_uri, next(iter(teachers)) if len(teachers) == 1 else None)
     if teachers and bank.weights_sha256 not in teachers.values():
         raise ConfigError(f"--bank {bank_uri}: its teacher {bank.teacher} has other weights than the student's")
@@ -51,9 +52,11 @@ def _bank_of_folder(folder: Path) -> str | None:
     return str(found[0]) if found else None
 
 
-def _teachers(folder: Path) -> dict[str, str | None]:
+def recorded_teachers(folder: Path) -> dict[str, str | None]:
     """Name -> sha256 of the weights, as training noted them; none for a student saved by other means."""
     path = folder / STUDENT_NAME
-    document: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    teachers: dict[str, str | None] = document.get("teachers", {})
-    return teachers
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return dict(document.get("teachers", {}))
+    except (ValueError, AttributeError, TypeError):
+        raise ModelError(f"student {folder}: {STUDENT_NAME} is damaged") from None

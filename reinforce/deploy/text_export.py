@@ -6,7 +6,6 @@ on one core. Needs the extra `edge`.
 """
 
 import gzip
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from reinforce.deploy.agreement import open_session
 from reinforce.deploy.export import check_request, write_file
 from reinforce.deploy.graph import MIN_OPSET, quiet, to_onnx
 from reinforce.deploy.label.tokenizer import ClipTokenizer
+from reinforce.deploy.student_labels import recorded_teachers
 from reinforce.deploy.text_file import TextCard
-from reinforce.image_tower import STUDENT_NAME, WEIGHTS_NAME
+from reinforce.image_tower import STUDENT_NAME, WEIGHTS_NAME, is_image_tower
 from reinforce.software import versions
 from reinforce.student.models import Student, load_student
 from reinforce.text_tower import text_encoder
@@ -83,6 +83,15 @@ class _TextTower(torch.nn.Module):
         return torch.nn.functional.normalize(self.encode(tokens), dim=-1)
 
 
+def check_text_request(folder: Path, output: Path, image_output: Path, teacher: str | None) -> None:
+    """Raises ModelError, before anything is exported, for what `export_text_onnx` would refuse of these alone."""
+    if output.resolve() == image_output.resolve():
+        raise ModelError(f"export --text {output}: the image tower goes there; name another file")
+    check_request(output, MIN_OPSET)
+    if is_image_tower(folder) and teacher is None:
+        raise _no_teacher(folder, recorded_teachers(folder))
+
+
 def export_text_onnx(
     student_folder: Path | str, output: Path | str, *, teacher: str | None = None, int8: bool = False
 ) -> TextExportReport:
@@ -139,13 +148,9 @@ def _own(student: Student, folder: Path, teacher: str | None) -> _Source:
 
 def _of_teacher(folder: Path, teacher: str | None) -> _Source:
     """The teacher of an image tower alone, refused unless it is the one that the student was trained against."""
-    path = folder / STUDENT_NAME
-    recorded: dict[str, str] = (
-        json.loads(path.read_text(encoding="utf-8")).get("teachers", {}) if path.is_file() else {}
-    )
-    names = ", ".join(recorded) or "none is recorded"
+    path, recorded = folder / STUDENT_NAME, recorded_teachers(folder)
     if teacher is None:
-        raise ModelError(f"export --text: {folder} is an image tower alone; give its teacher ({names}) by --teacher")
+        raise _no_teacher(folder, recorded)
     loaded = load_open_clip(teacher)
     found = [name for name, sha256 in recorded.items() if sha256 == loaded.weights_sha256]
     if not found:
@@ -156,6 +161,11 @@ def _of_teacher(folder: Path, teacher: str | None) -> _Source:
     return _Source(
         loaded.model, loaded.tokenizer, int(loaded.tokenizer.context_length), found[0], loaded.weights_sha256
     )
+
+
+def _no_teacher(folder: Path, recorded: dict[str, Any]) -> ModelError:
+    names = ", ".join(recorded) or "none is recorded"
+    return ModelError(f"export --text: {folder} is an image tower alone; give its teacher ({names}) by --teacher")
 
 
 def _tokens(source: _Source, merges: tuple[str, ...]) -> tuple[Int64[np.ndarray, "texts context"], list[int]]:
