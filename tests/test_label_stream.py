@@ -75,13 +75,34 @@ def test_what_lies_between_images_is_skipped_and_counted(at_a_time: int) -> None
 
 def test_a_cut_image_is_a_fault_and_the_next_is_whole() -> None:
     one, two = jpegs()[5], jpegs()[0]
-    for end in (3, 25, len(one) // 2, len(one) - 2):
+    for end in range(3, len(one) - 1):
         frames, _ = cut(one[:end] + two)
         assert frames[0].fault is not None
-        assert [frame.data for frame in frames[1:]] in ([two], []), end
+        assert [frame.data for frame in frames[1:]] == [two], end
+    for end in (3, 25, len(one) // 2, len(one) - 2):
         assert cut(two + one[:end])[0] == [Frame(two), Frame(b"", "truncated: the stream ends within it")]
     frames, _ = cut(one[: len(one) // 2] + two)
     assert frames == [Frame(b"", "truncated: the next image begins within it"), Frame(two)]
+
+
+@pytest.mark.parametrize("marker", [0x01, 0xC4, 0xDA, 0xE1, 0xFE])
+def test_a_bad_byte_in_a_scan_costs_no_other_image(marker: int) -> None:
+    one, two = jpegs()[5], jpegs()[0]
+    place = one.index(b"\xff\x00", len(one) // 2)
+    bad = one[: place + 1] + bytes([marker]) + one[place + 2 :]
+    # As a length these bytes reach into the next image, and beyond the last.
+    for length in (len(one) - place + 200, 0xFFFE):
+        bad = bad[: place + 2] + length.to_bytes(2) + bad[place + 4 :]
+        for images in ([two], [two] * 99):
+            frames, _ = cut(bad + b"".join(images))
+            assert frames[0].fault is not None
+            assert [frame.data for frame in frames[1:]] == images
+
+
+def test_no_table_is_taken_for_an_image() -> None:
+    picture = Image.open(io.BytesIO(image_bytes(5, 97, 61)))
+    images = [encode(picture, "JPEG", quality=quality) for quality in range(1, 101)]
+    assert cut(b"".join(images))[0] == [Frame(image) for image in images]
 
 
 def test_memory_is_bounded() -> None:

@@ -15,10 +15,13 @@ _START = b"\xff\xd8\xff"
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
 """TEM and the restart markers."""
+_MAY_HOLD_IMAGES = {0xFE, *range(0xE0, 0xF0)}
+"""Comments and what applications add, such as thumbnails."""
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 """Any marker but a restart; FF 00 is a stuffed byte, FF FF fills."""
 
 _CUT = "truncated: the stream ends within it"
+_NEXT_WITHIN = "truncated: the next image begins within it"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Frame:
 class JpegStream:
     """Iterates over the images of `file`; `num_skipped_bytes` counts what lay between them so far.
 
-    An image of more than `max_bytes` is a fault. After a fault the search goes on behind what was read of it.
+    An image of more than `max_bytes` is a fault. After damage the search goes on within what was read of the image, as
+    a wrong length leads into the next one; after other faults, behind it.
     """
 
     def __init__(self, file: BinaryIO, max_bytes: int) -> None:
@@ -77,28 +81,46 @@ class JpegStream:
 
     def _find_end(self) -> tuple[int, str | None]:
         """Where the image at the front ends, and what is wrong with it, if anything is."""
-        position = 2
+        position, is_in_head = 2, True
         while position < self._max_bytes:
             if not self._has(position + 2):
                 return len(self._buffer), _CUT
             lead, marker = self._buffer[position : position + 2]
             if lead != 0xFF:
-                return position, "damaged: no marker where one has to be"
+                # Not here: a length that is wrong, or that the next image's bytes are taken for, leads too far.
+                start = self._buffer.find(_START, 2)
+                return position if start < 0 else start, "damaged: no marker where one has to be"
             if marker == 0xFF:
                 position += 1
             elif marker == _EOI:
                 return position + 2, None
             elif marker == _SOI:
-                return position, "truncated: the next image begins within it"
+                return position, _NEXT_WITHIN
             elif marker in _WITHOUT_LENGTH:
                 position += 2
             elif not self._has(position + 4):
                 return len(self._buffer), _CUT
             else:
-                position += 2 + int.from_bytes(self._buffer[position + 2 : position + 4])
+                end = position + 2 + int.from_bytes(self._buffer[position + 2 : position + 4])
+                start = self._start_within(position + 2, end, is_in_head and marker in _MAY_HOLD_IMAGES)
+                if start >= 0:
+                    return start, _NEXT_WITHIN
+                position = end
                 if marker == _SOS:
-                    position = self._end_of_scan(position)
+                    position, is_in_head = self._end_of_scan(end), False
         return min(position, len(self._buffer)), f"larger than {self._max_bytes >> 20} MiB"
+
+    def _start_within(self, position: int, end: int, may_hold_images: bool) -> int:
+        """Where the next image begins in a segment from its length on, as the segment is cut; -1 if it does not.
+
+        One that may hold images is cut for certain only if the next image's first bytes are its length or its last.
+        """
+        # Two bytes more: the first of the next image may be taken for its last.
+        self._has(end + 2)
+        if not may_hold_images:
+            return self._buffer.find(_START, position, end + 2)
+        as_length = self._buffer.find(_START, position, position + 4)
+        return as_length if as_length >= 0 else self._buffer.find(_START, end - 2, end + 2)
 
     def _end_of_scan(self, position: int) -> int:
         """Where the next marker behind compressed data is; the end of the buffer if there is none, or none near."""
