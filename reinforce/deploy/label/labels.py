@@ -38,11 +38,13 @@ def read_names(path: Path) -> tuple[str, ...]:
     names: dict[str, str] = {}
     for line in read_text("--labels", path).splitlines():
         name = " ".join(line.split())
-        if name and names.setdefault(bank_key(name), line) is not line:
+        if name and bank_key(name) in names:
             raise LabelError(f"--labels {path}: {name!r} is in it twice; case and spaces do not count")
+        if name:
+            names[bank_key(name)] = name
     if not names:
         raise LabelError(f"--labels {path}: no label in it; write one a line")
-    return tuple(" ".join(line.split()) for line in names.values())
+    return tuple(names.values())
 
 
 def read_thresholds(path: Path, labels: ModelLabels) -> dict[str, float]:
@@ -75,7 +77,7 @@ def _pairs(path: Path) -> list[tuple[str, Any]]:
         try:
             # As pairs: a dict would keep the last of two values of one label.
             pairs: list[tuple[str, Any]] = json.loads(text, object_pairs_hook=list)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LabelError(f"--thresholds {path}: not JSON ({error})") from None
         return pairs
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
@@ -88,7 +90,7 @@ def _pairs(path: Path) -> list[tuple[str, Any]]:
 def _number(path: Path, name: str, value: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise LabelError(f"--thresholds {path}: the value of {name!r} is no number")
