@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -125,3 +126,34 @@ def test_a_stream_is_labelled_as_it_comes_and_ends_quietly(folder: Path, end: st
             process.stdin.close()
         assert process.stderr.read() == b""
     assert process.returncode == (130 if end == "interrupt" else 141)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("image.jpg > /dev/full", "label: standard output: no space left on device"),
+        ("image.jpg --benchmark --seconds 0.01 > /dev/full", "label: standard output: no space left on device"),
+        ("image.jpg >&-", "label: standard output is closed; send it to a file or a pipe"),
+        ("- <&-", "label: - is standard input, and that is closed"),
+        ("- 0> /dev/null", "label: standard input: bad file descriptor"),
+    ],
+)
+def test_streams_that_cannot_be_used_are_a_line(folder: Path, command: str, says: str) -> None:
+    script = f"exec {shlex.quote(sys.executable)} -m reinforce label model.onnx {command}"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(["sh", "-c", script], cwd=folder, capture_output=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", f"reinforce: {says}\n")
+
+
+@pytest.mark.parametrize(("module", "package"), [("numpy", "numpy"), ("PIL", "Pillow")])
+def test_without_a_package_it_needs(folder: Path, module: str, package: str) -> None:
+    code = f"""
+        import sys
+        sys.modules[{module!r}] = None
+        from reinforce.__main__ import main
+        sys.argv = ["reinforce", "label", "model.onnx", "image.jpg"]
+        main()
+    """
+    done = run_python(folder, "-c", textwrap.dedent(code))
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode() == f"reinforce: label needs {package}: pip install {package}\n"

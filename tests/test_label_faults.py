@@ -191,6 +191,8 @@ def test_models_that_are_refused(capfd: pytest.CaptureFixture[str], tmp_path: Pa
         (["model.onnx"], "required: IMAGE"),
         (["model.onnx", "-", "-"], "- is given twice"),
         (["model.onnx", "x", "--top-k", "0"], "--top-k: must be a whole number of at least 1, not 0"),
+        (["model.onnx", "x", "--threads", "0"], "argument --threads: must be a whole number from 1 to 1024, not 0"),
+        (["model.onnx", "x", "--threads", "1025"], "--threads: must be a whole number from 1 to 1024, not 1025"),
         (["model.onnx", "x", "--threshold", "nan"], "--threshold: must be a number, not nan"),
         (["model.onnx", "x", "--scale", "0"], "--scale: must be above 0"),
         (["model.onnx", "x", "--scores", "sigmoid"], "--scores: invalid choice: 'sigmoid'"),

@@ -22,6 +22,9 @@ MAX_PIXELS = 178_956_970
 """As `build.source.max_pixels`."""
 
 _SECONDS = 10.0
+_MAX_THREADS = 1024
+_PACKAGES = {"numpy": "numpy", "PIL": "Pillow"}
+"""What is installed, by what is imported; session.py says it of onnxruntime."""
 
 
 def main(arguments: list[str]) -> int:
@@ -34,15 +37,34 @@ def main(arguments: list[str]) -> int:
         print(f"reinforce: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # Whoever read has enough. What is left in the buffer must go somewhere when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read has enough.
+        _discard_output()
         return 141
+    except OSError as error:  # of what is read, each has its line where it is read
+        print(f"reinforce: label: standard output: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+        _discard_output()
+        return 2
+    except ModuleNotFoundError as error:
+        package = _PACKAGES.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        print(f"reinforce: label needs {package}: pip install {package}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 
 
+def _discard_output() -> None:
+    # What is left in the buffer must go somewhere when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(options: argparse.Namespace) -> int:
     """Labels what is asked for, or measures it; raises LabelError."""
+    if sys.stdout is None:
+        raise LabelError("label: standard output is closed; send it to a file or a pipe")
+    if sys.stdin is None and "-" in options.images:
+        raise LabelError("label: - is standard input, and that is closed")
     if options.images.count("-") > 1:
         raise LabelError("label: - is given twice; there is one standard input")
     if options.text_model and not options.labels:
@@ -153,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
     add("--threshold", metavar="X", type=_finite_float, help="the least score; an image with none that high is unknown")
     add("--thresholds", metavar="FILE", type=Path, help="least scores by label: JSON, or lines of label, tab, value")
     add("--json", action="store_true", help="a line of JSON an image")
-    add("--threads", metavar="N", type=_positive_int, default=1, help="threads of the model; default: 1")
+    add("--threads", metavar="N", type=_num_threads, default=1, help="threads of the model; default: 1")
     add("--max-pixels", metavar="N", type=_positive_int, default=MAX_PIXELS, help="refuse larger images")
     add("--benchmark", action="store_true", help="measure instead: time by stage, images a second, peak memory")
     add("--seconds", metavar="N", type=_positive_float, help="with --benchmark: how long; default: 10")
@@ -163,6 +185,12 @@ def parser() -> argparse.ArgumentParser:
 def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
+    return int(text)
+
+
+def _num_threads(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {_MAX_THREADS}, not {text}")
     return int(text)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from reinforce.deploy.label.errors import LabelError
 from reinforce.deploy.label.jpeg_stream import JpegStream
 
 MAX_IMAGE_BYTES = 128 << 20
@@ -38,7 +39,10 @@ class Unusable:
 
 
 class Inputs:
-    """Iterates over what `arguments` name, in that order, folders sorted; `notes` says what was passed over."""
+    """Iterates over what `arguments` name, in that order, folders sorted; `notes` says what was passed over.
+
+    Raises LabelError if the stream itself cannot be read.
+    """
 
     def __init__(self, arguments: list[str], stream: BinaryIO | None = None) -> None:
         self._arguments = arguments
@@ -67,12 +71,15 @@ class Inputs:
     def _from_stream(self) -> Iterator[Encoded | Unusable]:
         stream = JpegStream(self._stream or sys.stdin.buffer, MAX_IMAGE_BYTES)
         num_frames = 0
-        for frame in stream:
-            if frame.fault is None:
-                yield Encoded(num_frames, frame.data)
-            else:
-                yield Unusable(num_frames, frame.fault)
-            num_frames += 1
+        try:
+            for frame in stream:
+                if frame.fault is None:
+                    yield Encoded(num_frames, frame.data)
+                else:
+                    yield Unusable(num_frames, frame.fault)
+                num_frames += 1
+        except OSError as error:
+            raise LabelError(f"label: standard input: {_words(error)}") from None
         self._num_skipped_bytes += stream.num_skipped_bytes
         if not num_frames:
             yield Unusable(STREAM, f"no JPEG in its {stream.num_skipped_bytes:,} bytes")
