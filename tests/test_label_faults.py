@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import tracemalloc
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from onnx import helper
 from PIL import Image
 
 from reinforce.deploy.label.command import main
+from reinforce.deploy.label.inputs import MAX_IMAGE_BYTES, Inputs, Unusable
 from tests.labelling import colour_card, save_colour_model
 from tests.tars import encode
 
@@ -204,6 +206,17 @@ def test_models_that_are_refused(capfd: pytest.CaptureFixture[str], tmp_path: Pa
 )
 def test_arguments_that_are_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
     assert_refused(capsys, arguments, says)
+
+
+def test_a_file_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "large.jpg").open("wb") as file:
+        file.truncate(MAX_IMAGE_BYTES + 1)
+    tracemalloc.start()
+    try:
+        assert list(Inputs(["large.jpg"])) == [Unusable("large.jpg", "larger than 128 MiB")]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_model_that_gives_nonsense_is_a_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ What cannot be read is an `Unusable` among the others, so that the rest goes on;
 """
 
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,10 +105,13 @@ class Inputs:
 def _read(path: str) -> Encoded | Unusable:
     try:
         with Path(path).open("rb") as file:
-            data = file.read(MAX_IMAGE_BYTES + 1)
+            status = os.fstat(file.fileno())
+            # What is no regular file, such as a pipe, has no size to go by.
+            is_larger = stat.S_ISREG(status.st_mode) and status.st_size > MAX_IMAGE_BYTES
+            data = b"" if is_larger else file.read(MAX_IMAGE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         return Unusable(path, _words(error))
-    if len(data) > MAX_IMAGE_BYTES:
+    if is_larger or len(data) > MAX_IMAGE_BYTES:
         return Unusable(path, f"larger than {MAX_IMAGE_BYTES >> 20} MiB")
     return Encoded(path, data)
 
