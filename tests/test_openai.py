@@ -249,8 +249,13 @@ def test_an_interrupt_does_not_wait_for_the_server(chat: ChatServer, url: str) -
         return completion([*asked.texts()])
 
     chat.answer = answer
-    with pytest.raises(KeyboardInterrupt):
-        captioner.caption(requests_of(1, 2, 3))
+    # What a shell starts in the background ignores interrupts, and so would this process.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            captioner.caption(requests_of(1, 2, 3))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert chat.num_in_flight == 2  # still busy with what nobody waits for
     chat.answer = lambda asked: completion([*asked.texts()])
     assert greys_of(captioner.caption(requests_of(7, 8))) == [{"grey 7"}, {"grey 8"}]
