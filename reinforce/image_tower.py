@@ -57,6 +57,11 @@ class LoadedImageTower:
     bank: Path | None
 
 
+def banks_in(folder: Path) -> list[Path]:
+    """The folders of the banks that a student has taken along, sorted."""
+    return [path.parent for path in sorted((folder / BANKS_FOLDER).glob("*/bank.json"))]
+
+
 def is_image_tower(folder: Path | str) -> bool:
     """Whether a folder is that of an image tower alone."""
     return (Path(folder) / IMAGE_TOWER_CONFIG_NAME).is_file()
@@ -76,7 +81,7 @@ def load_image_tower(folder: Path | str) -> LoadedImageTower:
         recorded = [*made.get("teachers", {}).values(), made.get("bank", {}).get("weights_sha256")]
     except Exception as error:  # open_clip and timm raise whatever a damaged folder leads them to
         raise ModelError(f"model {folder}: {' '.join(str(error).split())[:300] or type(error).__name__}") from None
-    banks = [path.parent for path in sorted((folder / BANKS_FOLDER).glob("*/bank.json"))]
+    banks = banks_in(folder)
     size = {"size": model_cfg["vision_cfg"].get("image_size", 224)}
     space = frozenset(sha256 for sha256 in recorded if isinstance(sha256, str))
     return LoadedImageTower(model.eval(), size | preprocess, space, banks[0] if len(banks) == 1 else None)

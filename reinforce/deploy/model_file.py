@@ -9,6 +9,9 @@ from __future__ import annotations
 import base64
 import json
 import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,32 +79,46 @@ class ModelCard:
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> ModelCard:
         """The card of a file; raises `ModelFileError` that says what is wrong with it."""
-        if _CARD not in metadata:
-            raise ModelFileError("not exported by reinforce (its metadata has no reinforce.model)")
-        try:
-            card: dict[str, Any] = json.loads(metadata[_CARD])
-            version = card.pop("version")
-            if version != MODEL_FILE_VERSION:
-                raise ModelFileError(f"of version {version}; this software reads version {MODEL_FILE_VERSION}")
+        with reading(metadata, _CARD, MODEL_FILE_VERSION, "not exported by reinforce") as card:
             card |= {"mean": _numbers(card["mean"]), "std": _numbers(card["std"])}
             if not all(type(card[name]) is int and card[name] > 0 for name in ("image_size", "embed_dim")):
                 raise ValueError("image_size and embed_dim must be whole numbers")
             if min(card["std"]) <= 0:
                 raise ValueError("std must be above 0")
             return cls(**card, labels=_labels(metadata, card["embed_dim"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, ModelFileError):
-                raise
-            raise ModelFileError(f"its metadata is damaged ({' '.join(str(error).split())[:100]})") from None
+
+
+@contextmanager
+def reading(metadata: dict[str, str], name: str, version: int, otherwise: str) -> Iterator[dict[str, Any]]:
+    """The fields of the card `name` but its version; what is wrong with them is a `ModelFileError` of one line.
+
+    `otherwise` says what a file without it is.
+    """
+    if name not in metadata:
+        raise ModelFileError(f"{otherwise} (its metadata has no {name})")
+    try:
+        card: dict[str, Any] = json.loads(metadata[name])
+        found = card.pop("version")
+        if found != version:
+            raise ModelFileError(f"of version {found}; this software reads version {version}")
+        yield card
+    except ModelFileError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+        raise ModelFileError(f"its metadata is damaged ({' '.join(str(error).split())[:100]})") from None
+
+
+def check_scale(scale: Any, bias: Any) -> None:
+    """Raises ValueError unless they are what scores can be made with."""
+    if not (_is_number(scale) and scale > 0 and (bias is None or _is_number(bias))):
+        raise ValueError("logit_scale must be a number above 0, logit_bias a number or null")
 
 
 def _labels(metadata: dict[str, str], embed_dim: int) -> ModelLabels | None:
     if _LABELS not in metadata:
         return None
     labels = json.loads(metadata[_LABELS])
-    scale, bias = labels["logit_scale"], labels["logit_bias"]
-    if not (_is_number(scale) and scale > 0 and (bias is None or _is_number(bias))):
-        raise ValueError("logit_scale must be a number above 0, logit_bias a number or null")
+    check_scale(labels["logit_scale"], labels["logit_bias"])
     if len({bank_key(label) for label in labels["labels"]}) < len(labels["labels"]):
         raise ValueError("a label is there twice")
     values = np.frombuffer(base64.b64decode(metadata[_EMBEDDINGS], validate=True), "<f2").astype(np.float32)

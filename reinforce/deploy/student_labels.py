@@ -6,12 +6,10 @@ from typing import Any
 
 from reinforce.config import ConfigError
 from reinforce.deploy.model_file import ModelLabels
-from reinforce.image_tower import STUDENT_NAME
+from reinforce.image_tower import STUDENT_NAME, banks_in
 from reinforce.shards.banks import read_bank
 from reinforce.student.models import Student
 from reinforce.weights import ModelError
-
-_BANKS = "banks"
 
 
 def labels_for_student(folder: Path, student: Student, bank_uri: str | None) -> ModelLabels | None:
@@ -45,7 +43,7 @@ def labels_for_student(folder: Path, student: Student, bank_uri: str | None) -> 
 
 
 def _bank_of_folder(folder: Path) -> str | None:
-    found = sorted(path for path in (folder / _BANKS).glob("*") if path.is_dir())
+    found = banks_in(folder)
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise ConfigError(f"{folder} has the banks {names}: name one with --bank {found[0]}")

@@ -10,9 +10,8 @@ import base64
 import json
 import zlib
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from reinforce.deploy.model_file import ModelCard, ModelFileError
+from reinforce.deploy.model_file import ModelCard, ModelFileError, check_scale, reading
 
 TEXT_FILE_VERSION = 1
 
@@ -53,19 +52,10 @@ class TextCard:
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> TextCard:
         """The card of a file; raises `ModelFileError` that says what is wrong with it."""
-        if _CARD not in metadata:
-            raise ModelFileError("not a text tower exported by reinforce (its metadata has no reinforce.text)")
-        try:
-            card: dict[str, Any] = json.loads(metadata[_CARD])
-            version = card.pop("version")
-            if version != TEXT_FILE_VERSION:
-                raise ModelFileError(f"of version {version}; this software reads version {TEXT_FILE_VERSION}")
+        with reading(metadata, _CARD, TEXT_FILE_VERSION, "not a text tower exported by reinforce") as card:
+            check_scale(card["logit_scale"], card["logit_bias"])
             merges = zlib.decompress(base64.b64decode(metadata[_MERGES], validate=True)).decode()
             return cls(**card, merges=tuple(merges.split("\n")))
-        except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
-            if isinstance(error, ModelFileError):
-                raise
-            raise ModelFileError(f"its metadata is damaged ({' '.join(str(error).split())[:100]})") from None
 
     def check_same_space(self, model: ModelCard) -> None:
         """Raises `ModelFileError` unless the image model was exported of the same student."""

@@ -230,7 +230,8 @@ class Run:
             # Likewise: these are of that loss alone.
             for name in ("bank", "bank_weight", "bank_scale"):
                 del fields["loss"][name]
-        elif self.bank is not None:
+        elif self.bank is not None and self.config.loss.bank is not None:
+            # The bank it learns from; what it is evaluated by may change.
             fields["bank"] = self.bank.bank.fingerprint
         return {
             **fields,
