@@ -102,6 +102,14 @@ def test_a_bank_added_later_is_all_that_is_computed(folder: Path) -> None:
         path.unlink()
 
 
+def test_a_bank_added_under_another_scale_has_that_of_the_dataset(folder: Path) -> None:
+    recorded = read_bank(str(folder / "out/banks/things")).logit_scale
+    teachers = {"tiny": {"model": f"local-dir:{folder / 'model'}", "logit_scale": 3 * recorded}}
+    banks = {"things": bank(list(NAMES)), "scaled": bank(list(NAMES))}
+    build(folder, teachers=teachers, banks=banks)
+    assert read_bank(str(folder / "out/banks/scaled")).logit_scale == recorded
+
+
 def test_a_long_list_that_differs_is_shown_where_it_does(folder: Path, tmp_path: Path) -> None:
     labels = [f"label number {index}" for index in range(300)]
     write_tar(tmp_path / "in" / "a.tar", pairs(2))

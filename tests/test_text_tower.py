@@ -240,6 +240,14 @@ def test_refusals_of_export(exported: Exported, tmp_path: Path, monkeypatch: pyt
         assert not model.exists()
 
 
+@pytest.mark.parametrize("value", [None, "x", 0.0])
+def test_a_text_tower_whose_scale_is_damaged(exported: Exported, value: object) -> None:
+    metadata = {entry.key: entry.value for entry in onnx.load(exported.text_file).metadata_props}
+    card = json.loads(metadata["reinforce.text"]) | {"logit_scale": value}
+    with pytest.raises(ModelFileError, match="logit_scale must be a number above 0"):
+        TextCard.from_metadata(metadata | {"reinforce.text": json.dumps(card)})
+
+
 def test_refusals_of_label(exported: Exported, tmp_path: Path) -> None:
     def refused(content: str, templates: str = "{}") -> Any:
         (tmp_path / "labels").write_text(content)

@@ -462,6 +462,7 @@ BANK = "banks/things/a.parquet"
         (None, lambda f: f.update(weights_sha256="0" * 64), None, None, "weights_sha256 is not that of embeddings/a"),
         (None, lambda f: f.update(num_truncated_texts=4), None, None, "num_truncated_texts is 4, of 3 prompts"),
         (None, lambda f: f.update(logit_scale=0.0), None, None, "logit_scale is 0.0"),
+        (None, lambda f: f.update(logit_scale=50.5), None, None, "logit_scale is not that of embeddings/a/image"),
         (None, lambda f: f.pop("logit_bias"), None, None, "its footer has no field logit_bias"),
     ],
 )  # fmt: skip
