@@ -18,11 +18,9 @@ from reinforce.deploy.images import NormalisedImages, choose_images
 from reinforce.deploy.model_file import ModelCard
 from reinforce.deploy.quantize import Target
 from reinforce.deploy.structure import check_structure
-from reinforce.shards.banks import Bank, bank_content, record_bank, write_bank
-from reinforce.shards.schema import fingerprint
-from reinforce.storage import open_store
 from reinforce.student.models import load_student
 from reinforce.weights import ModelError
+from tests.banks import save_random_bank
 from tests.tars import image_bytes, write_tar
 from tests.test_export import in_onnxruntime, of_student, saved
 
@@ -44,29 +42,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SiLU, depthwise convolutions and squeeze-and-excitation, with a bank of its teacher."""
     folder = saved(tmp_path_factory.mktemp("student") / "student", "test_efficientnet", image_size=64)
-    bank_of(folder, "colours")
+    save_random_bank(folder, "colours", LABELS, 16)
     return folder
-
-
-def bank_of(folder: Path, name: str, *, dim: int = 16) -> str:
-    embeddings = np.random.default_rng(0).normal(size=(len(LABELS), dim)).astype(np.float32)
-    uri = str(folder / "banks" / name)
-    store = open_store(str(folder))
-    content = bank_content(LABELS, ("{}",))
-    record_bank(store, name, content, 0)
-    bank = Bank(
-        name=name,
-        teacher="t",
-        labels=LABELS,
-        templates=("{}",),
-        embeddings=embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True),
-        logit_scale=50.0,
-        logit_bias=None,
-        weights_sha256="0" * 64,
-        fingerprint=fingerprint(content),
-    )
-    write_bank(store, bank, content=content, num_truncated_texts=0)
-    return uri
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +117,7 @@ def test_the_labels_and_the_agreement_go_with_the_file(exported: dict[str, Expor
     assert (card.precision, card.target) == ("int8", "x86")
     assert card.labels is not None
     assert report.card.labels is not None
-    assert (card.labels.bank, card.labels.teacher, card.labels.labels) == ("colours", "t", LABELS)
+    assert (card.labels.bank, card.labels.teacher, card.labels.labels) == ("colours", "random", LABELS)
     assert card.labels.logit_scale == 50
     np.testing.assert_allclose(card.labels.embeddings, report.card.labels.embeddings, atol=1e-3)
     assert card.agreement["mean_cosine"] == report.agreement.mean_cosine
@@ -202,15 +179,15 @@ def test_an_outlier_is_cut_off_and_an_even_tensor_is_not() -> None:
 
 def test_banks_that_do_not_fit_are_refused(student: Path, shards: str, tmp_path: Path) -> None:
     other = shutil.copytree(student, tmp_path / "other")
-    uri = bank_of(tmp_path, "wide", dim=8)
+    uri = save_random_bank(tmp_path, "wide", LABELS, 8)
     with pytest.raises(ConfigError, match="has 8 values a label, the student 16 an image; name a bank of its teacher"):
         export_onnx(other, tmp_path / "x.onnx", bank=uri)
-    bank_of(other, "more")
+    save_random_bank(other, "more", LABELS, 16)
     with pytest.raises(ConfigError, match=r"has the banks colours, more: name one with --bank \S+/banks/colours"):
         export_onnx(other, tmp_path / "x.onnx")
-    document: Any = (other / "student.json").read_text().replace("{", '{"teachers": {"t": "%s"},' % ("1" * 64), 1)
+    document: Any = (other / "student.json").read_text().replace("{", '{"teachers": {"random": "%s"},' % ("1" * 64), 1)
     (other / "student.json").write_text(document)
-    with pytest.raises(ConfigError, match="its teacher t has other weights than the student's"):
+    with pytest.raises(ConfigError, match="its teacher random has other weights than the student's"):
         export_onnx(other, tmp_path / "x.onnx", bank=str(other / "banks" / "more"))
     with pytest.raises(ConfigError, match="--shards give 1 images, too few to calibrate and to check with"):
         export_onnx(student, tmp_path / "x.onnx", target="x86", shards=[shards], num_images=1, num_calibration_images=0)

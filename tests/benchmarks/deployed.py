@@ -25,10 +25,8 @@ from reinforce.config import StudentModelConfig
 from reinforce.deploy import export
 from reinforce.deploy.images import NormalisedImages, choose_images
 from reinforce.evaluation.metrics import auroc
-from reinforce.shards.banks import Bank, bank_content, record_bank, write_bank
-from reinforce.shards.schema import bank_folder, fingerprint
-from reinforce.storage import open_store
 from reinforce.student.models import build_student, load_student, save_student
+from tests.banks import save_random_bank
 from tests.benchmarks.macs import count_macs
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -55,28 +53,8 @@ def make_random(backbone: str, image_size: int, folder: Path) -> None:
         for start in range(0, len(pixels), BATCH_SIZE):
             student.model.train().encode_image(pixels[start : start + BATCH_SIZE])
     save_student(student, folder)
-    _save_random_bank(folder)
-
-
-def _save_random_bank(folder: Path) -> None:
     labels = tuple((TRAIN.parent / "classnames.txt").read_text().split())
-    content = bank_content(labels, ("{}",))
-    rows = np.random.default_rng(0).normal(size=(len(labels), EMBED_DIM)).astype(np.float32)
-    store = open_store(str(folder))
-    record_bank(store, "cifar10", content, num_duplicates=0)
-    bank = Bank(
-        name="cifar10",
-        teacher="random",
-        labels=labels,
-        templates=("{}",),
-        embeddings=rows / np.linalg.norm(rows, axis=1, keepdims=True),
-        logit_scale=100.0,
-        logit_bias=None,
-        weights_sha256="0" * 64,
-        fingerprint=fingerprint(content),
-    )
-    assert (folder / bank_folder("cifar10")).is_dir()
-    write_bank(store, bank, content=content, num_truncated_texts=0)
+    save_random_bank(folder, "cifar10", labels, EMBED_DIM)
 
 
 def describe(folder: Path) -> dict[str, Any]:
