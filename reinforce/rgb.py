@@ -62,9 +62,20 @@ def load_rgb(image: Image.Image) -> Image.Image:
 
     Alpha is discarded, as `Image.convert("RGB")` does.
     """
+    upright = load_upright(image)
+    try:
+        return _to_rgb(upright)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ImageError(ImageFault.CORRUPT_IMAGE, _describe(error)) from None
+
+
+def load_upright(image: Image.Image) -> Image.Image:
+    """Reads the pixels in the mode they are stored in, upright by EXIF orientation. Raises ImageError."""
     try:
         image.load()
-        return _to_rgb(_upright(image))
+        return _upright(image)
     except MemoryError:
         raise
     except Exception as error:

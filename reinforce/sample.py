@@ -10,6 +10,9 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import Float, UInt8
 
+RGB_MODALITY = "rgb"
+"""The name of a sample's own image among what a student sees of it."""
+
 RGB = UInt8[np.ndarray, "height width 3"]
 """A decoded image: 8-bit sRGB, EXIF orientation applied."""
 
@@ -43,6 +46,7 @@ class NullReason(StrEnum):
     CAPTIONER_FAILED = "captioner_failed"
     NO_VIEW = "no_view"
     NOT_UNIT = "not_unit"
+    NO_MODALITY = "no_modality"
 
 
 @dataclass(frozen=True, slots=True)

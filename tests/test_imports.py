@@ -30,9 +30,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "config",
     ),
     # What runs on a device, without torch, typer or pydantic.
-    "deploy.label": ("deploy.label", "deploy.model_file", "deploy.text_file", "label_names", "rgb"),
+    "deploy.label": ("deploy.label", "deploy.model_file", "deploy.text_file", "label_names", "modality", "rgb"),
     "deploy": (
         "deploy",
+        "modality",
         "student",
         "text_tower",
         "image_tower",
@@ -49,6 +50,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "student": (
         "student",
+        "modality",
+        "pseudo_labels",
         "replay",
         "exchange",
         "evaluation",
@@ -66,6 +69,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "evaluation": (
         "evaluation",
+        "modality",
         "image_tower",
         "prompts",
         "shards",
@@ -80,6 +84,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "inspection": (
         "inspection",
+        "modality",
         "neighbours",
         "replay",
         "shards",
@@ -128,10 +133,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "collate": ("prefetch", "shards"),
     "overlap": (),
     "shard_report": ("shards", "storage"),
-    "prefetch": ("plan", "decode", "sample", "shards", "storage", "views"),
+    "prefetch": ("plan", "decode", "modality", "sample", "shards", "storage", "views"),
     "plan": ("captioners", "teachers", "selection", "shards", "storage", "config", "weights", "software"),
     "banks": ("prompts", "teachers", "shards", "storage", "config", "weights"),
-    "selection": ("selection", "neighbours", "shards", "storage", "config"),
+    "selection": ("selection", "neighbours", "pseudo_labels", "shards", "storage", "config"),
     "replay": ("shards", "views", "sample", "config"),
     "neighbours": (),
     "prompts": ("storage", "config"),
@@ -144,6 +149,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "views": ("views", "sample", "config"),
     "decode": ("rgb", "sample"),
     "rgb": (),
+    "modality": ("rgb",),
+    "pseudo_labels": ("shards",),
     "shards": ("shards", "label_names", "storage", "sample", "config"),
     "storage": ("storage",),
     "config": ("config",),

@@ -114,7 +114,7 @@ def test_parts_see_the_same_randomness_twice() -> None:
     # By hand: both parts in one graph, with the random numbers in the order of the parts.
     learner.zero_grad()
     torch.manual_seed(0)
-    parts = [learner(part.images, part.texts) for part in batch.split(2)]
+    parts = [learner(part.images, part.texts, part.modalities) for part in batch.split(2)]
     loss(_join(parts), batch)["loss"].backward()  # type: ignore[no-untyped-call]
     for name, parameter in learner.named_parameters():
         if parameter.grad is not None:

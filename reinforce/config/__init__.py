@@ -15,8 +15,10 @@ from reinforce.config.build import (
     ViewPolicy,
     ViewsConfig,
 )
+from reinforce.config.modality import ModalityConfig, ValueRange
 from reinforce.config.recipe import Recipe, builtin_recipes, load_recipe, parse_recipe
 from reinforce.config.student import (
+    LOSSES_OF_IMAGE_TOWERS,
     DataConfig,
     EvaluationConfig,
     LossConfig,
@@ -27,6 +29,7 @@ from reinforce.config.student import (
 )
 
 __all__ = [
+    "LOSSES_OF_IMAGE_TOWERS",
     "BankConfig",
     "BuildConfig",
     "CaptionerConfig",
@@ -34,6 +37,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "LossConfig",
+    "ModalityConfig",
     "OptimizerConfig",
     "Precision",
     "RayConfig",
@@ -43,6 +47,7 @@ __all__ = [
     "StudentModelConfig",
     "TeacherConfig",
     "TextTowerConfig",
+    "ValueRange",
     "ViewPolicy",
     "ViewsConfig",
     "builtin_recipes",

@@ -29,5 +29,12 @@ def _check_captioner_name(name: str) -> str:
     return _check_name(name)
 
 
+def _check_modality_name(name: str) -> str:
+    if name == "rgb":
+        raise ValueError("name 'rgb' is taken by the image itself")
+    return _check_name(name)
+
+
 Name = Annotated[str, AfterValidator(_check_name)]
 CaptionerName = Annotated[str, AfterValidator(_check_captioner_name)]
+ModalityName = Annotated[str, AfterValidator(_check_modality_name)]

@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from reinforce.config.base import CaptionerName, Name, Precision, Sha256, Strict
+from reinforce.config.base import CaptionerName, ModalityName, Name, Precision, Sha256, Strict
+from reinforce.config.modality import ModalityConfig, check_suffix
 
 
 def _check_caption_field(field: str) -> str:
@@ -46,18 +47,15 @@ class SourceConfig(Strict):
     """Where original captions are found, in order: `txt`, or `json.FIELD` (a string or a list of strings)."""
     max_captions: int = Field(5, ge=0, le=999)
     """At most this many original captions are kept a sample; the rest are counted."""
-    modalities: dict[Name, str] = {}
-    """Further members of a sample, name -> suffix: `thermal: ir.jpg`."""
+    modalities: dict[ModalityName, str] = {}
+    """Further members of a sample, name -> suffix. A recipe declares them in `build.modalities`."""
     max_pixels: int = Field(178_956_970, gt=0)
     """Larger images are dropped before they are decoded. The default is Pillow's own limit."""
 
     @field_validator("modalities")
     @classmethod
     def _check_suffixes(cls, modalities: dict[str, str]) -> dict[str, str]:
-        suffixes = [suffix.lower().lstrip(".") for suffix in modalities.values()]
-        for suffix in suffixes:
-            if suffix in ("jpg", "jpeg", "png", "webp", "txt", "json", "cls") or "/" in suffix or not suffix:
-                raise ValueError(f"suffix {suffix!r} is not a modality's; use one such as 'ir.jpg'")
+        suffixes = [check_suffix(suffix) for suffix in modalities.values()]
         if len(set(suffixes)) < len(suffixes):
             raise ValueError("two modalities have one suffix")
         return dict(zip(modalities, suffixes, strict=True))
@@ -233,6 +231,8 @@ class BuildConfig(Strict):
     seed: int = Field(0, ge=0, lt=2**64)
     """The dataset seed, of which every view and every sampled caption is a function."""
     source: SourceConfig = SourceConfig()
+    modalities: dict[ModalityName, ModalityConfig] = {}
+    """Images of another kind beside the RGB one, such as `thermal: ir.jpg`. Teachers see none of them."""
     views: ViewsConfig = ViewsConfig()
     teachers: dict[Name, TeacherConfig] = {}
     captioners: dict[CaptionerName, CaptionerConfig] = {}
@@ -249,3 +249,12 @@ class BuildConfig(Strict):
     compile: bool = False
     """Whether the image towers of teachers are compiled when they are loaded: minutes of start for shorter passes."""
     ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _declare_modalities(self) -> Self:
+        suffixes = {name: modality.suffix for name, modality in self.modalities.items()}
+        if self.source.modalities not in ({}, suffixes):
+            raise ValueError("source.modalities: declare them in build.modalities instead")
+        source = {**self.source.model_dump(), "modalities": suffixes}
+        object.__setattr__(self, "source", SourceConfig.model_validate(source))
+        return self

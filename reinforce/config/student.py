@@ -4,12 +4,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from reinforce.config.base import CaptionerName, Name, Strict
+from reinforce.config.base import CaptionerName, ModalityName, Name, Strict
+from reinforce.config.modality import ValueRange
 
 Policy = Literal["error", "skip"]
 
-_FIELDS_OF_ONE_LOSS = {"bank", "bank_weight", "bank_scale"}
-_FIELDS_OF_OTHERS = {
+_PAIRED = {
     "distillation",
     "teacher_scales",
     "feature_weight",
@@ -17,6 +17,17 @@ _FIELDS_OF_OTHERS = {
     "initial_logit_scale",
     "max_logit_scale",
 }
+_FIELDS_OF_LOSSES = {
+    "clip": _PAIRED,
+    "mobileclip": _PAIRED,
+    "clip4retrofit": {"bank", "bank_weight", "bank_scale"},
+    "edgevl": set[str](),
+    "triplet": {"bank", "margin", "num_negatives"},
+}
+"""Of `LossConfig`, besides `kind`."""
+
+LOSSES_OF_IMAGE_TOWERS = ("clip4retrofit", "edgevl", "triplet")
+"""Those that train an image tower in its teacher's space and read no caption."""
 
 
 class TextTowerConfig(Strict):
@@ -74,6 +85,11 @@ class DataConfig(Strict):
     """Captioners whose captions are read; default: all of the dataset. []: none."""
     original_captions: bool = True
     """Whether the source's own captions are read."""
+    modalities: tuple[Name, ...] = ("rgb",)
+    """What the student sees of a sample, the same view of each: `rgb`, its image, and modalities of the dataset. A
+    sample without one of them is unusable. More than one, or another than `rgb`: with loss edgevl or triplet."""
+    modality_ranges: dict[ModalityName, ValueRange] = {}
+    """What becomes black and white in a modality, by name; default: as the dataset says (`build.modalities`)."""
     views: int | None = Field(None, ge=0)
     """Use only the views 1..N; default: all that are stored. 0: the clean view. With loss clip any number is drawn."""
     views_per_decode: int = Field(1, ge=1)
@@ -96,20 +112,25 @@ class DataConfig(Strict):
 
 
 class LossConfig(Strict):
-    """The loss: `clip`, `mobileclip` (arXiv 2311.17049, section 3), or `clip4retrofit` (in the style of
-    arXiv 2505.18039, whose own loss is not published)."""
+    """The loss: `clip`, `mobileclip` (arXiv 2311.17049, section 3), `clip4retrofit` (in the style of arXiv 2505.18039,
+    whose own loss is not published), or the two stages of EdgeVL (arXiv 2403.04908): `edgevl`, then `triplet`."""
 
-    kind: Literal["clip", "mobileclip", "clip4retrofit"] = "mobileclip"
+    kind: Literal["clip", "mobileclip", "clip4retrofit", "edgevl", "triplet"] = "mobileclip"
     distillation: float = Field(1.0, ge=0, le=1)
     """mobileclip: the weight of distillation, against 1 - it of the contrastive loss. 0.7 favours retrieval."""
     teacher_scales: dict[Name, float] = {}
     """mobileclip: logit scales other than those the dataset records, by teacher."""
     bank: Name | None = None
-    """clip4retrofit: the bank of the dataset whose labels the student is to score as its teacher does."""
+    """A bank of the dataset. clip4retrofit: the student is to score its labels as its teacher does. triplet: samples
+    whose clean views the teacher gives the same label of it belong together."""
     bank_weight: float = Field(1.0, ge=0)
     """clip4retrofit: the weight of that, beside 1 - the cosine of student and teacher."""
     bank_scale: float = Field(100.0, gt=0)
     """clip4retrofit: what cosines to the labels are multiplied by before the softmax."""
+    margin: float = Field(0.3, gt=0)
+    """triplet: how much farther away negatives are to be than the positive, in distance of unit-norm embeddings."""
+    num_negatives: int = Field(3, ge=1, le=64)
+    """triplet: semi-hard negatives an anchor."""
     feature_weight: float = Field(0.0, ge=0)
     """Weight of the squared error to each teacher's embeddings through a linear map; CLIP-KD's (arXiv 2307.12732) is
     2000."""
@@ -121,13 +142,14 @@ class LossConfig(Strict):
 
     @model_validator(mode="after")
     def _check_fields_of_kind(self) -> Self:
-        is_labelling = self.kind == "clip4retrofit"
-        for field in sorted(_FIELDS_OF_OTHERS if is_labelling else _FIELDS_OF_ONE_LOSS):
+        for field in sorted(set().union(*_FIELDS_OF_LOSSES.values()) - _FIELDS_OF_LOSSES[self.kind]):
             # By value: a recipe that was written out whole, defaults and all, is still a recipe.
             if getattr(self, field) != type(self).model_fields[field].get_default():
                 raise ValueError(f"{field} is no field of kind {self.kind}")
-        if is_labelling and self.bank_weight and self.bank is None:
+        if self.kind == "clip4retrofit" and self.bank_weight and self.bank is None:
             raise ValueError("kind clip4retrofit needs bank, the name of a bank of the dataset; or bank_weight 0")
+        if self.kind == "triplet" and self.bank is None:
+            raise ValueError("kind triplet needs bank, the name of a bank of the dataset")
         return self
 
 
@@ -159,6 +181,9 @@ class EvaluationConfig(Strict):
     """A file of prompt templates, one a line, with {}; default: as `reinforce evaluate`."""
     bank: Name | None = None
     """A bank of the dataset instead of prompts, for a student without a text tower. Default: `loss.bank`."""
+    choose: Literal["last", "best"] = "last"
+    """Which weights become the student: the last, or those of the best of these evaluations, by top-1 accuracy, of
+    several modalities by its mean over them."""
 
 
 class StudentConfig(Strict):
@@ -181,6 +206,9 @@ class StudentConfig(Strict):
     """Parts in which a process goes through its share of the batch: less memory, the same gradient, more time."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast."""
+    quantization: Literal["int8"] | None = None
+    """int8: train with weights (by channel) and activations (by tensor) rounded to 8 bits, as `reinforce export --int8`
+    will round them. The student that is saved has its weights in full."""
     compile: bool = False
     gradient_checkpointing: bool = False
     device: str = "auto"
@@ -205,10 +233,15 @@ class StudentConfig(Strict):
     def _check_space(self) -> Self:
         """What a student may be told only if it has no text tower, and is then in the space of its teacher."""
         is_image_tower = self.model.backbone is not None and self.model.text is None
-        if self.loss.kind == "clip4retrofit" and not is_image_tower:
-            raise ValueError("loss.kind clip4retrofit trains an image tower: give model.backbone, and model.text null")
-        if self.loss.kind == "clip4retrofit" and self.data.captioners:
-            raise ValueError("loss.kind clip4retrofit reads no captions; leave data.captioners out")
+        kind = self.loss.kind
+        if kind in LOSSES_OF_IMAGE_TOWERS and not is_image_tower:
+            raise ValueError(f"loss.kind {kind} trains an image tower: give model.backbone, and model.text null")
+        if kind in LOSSES_OF_IMAGE_TOWERS and self.data.captioners:
+            raise ValueError(f"loss.kind {kind} reads no captions; leave data.captioners out")
+        if kind not in ("edgevl", "triplet") and self.data.modalities != ("rgb",):
+            raise ValueError(f"data.modalities: loss.kind {kind} sees rgb alone; edgevl and triplet see several")
+        if not self.data.modalities or len(set(self.data.modalities)) < len(self.data.modalities):
+            raise ValueError("data.modalities: name each once, at least one")
         if self.evaluation is not None and self.evaluation.bank is not None and not is_image_tower:
             raise ValueError("evaluation.bank is for a student without a text tower (model.text null)")
         if self.evaluation is not None and self.evaluation.templates is not None and self.bank is not None:

@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +64,8 @@ class ModelCard:
     agreement: dict[str, float]
     """With PyTorch, over the images it was checked with: `num_images`, `min_cosine`, `mean_cosine`, `top1`."""
     labels: ModelLabels | None = None
+    modalities: dict[str, str | tuple[float, float]] = field(default_factory=dict)
+    """Name -> range of the modalities that the student takes besides RGB, as `reinforce.modality` reads them."""
 
     def to_metadata(self) -> dict[str, str]:
         """As the metadata of an ONNX file, text by name."""

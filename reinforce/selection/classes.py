@@ -4,11 +4,11 @@ A product of the clean views of one teacher with the embeddings of the classes; 
 """
 
 import numpy as np
-from jaxtyping import Float64, Int32
 
 from reinforce.config import ConfigError
+from reinforce.pseudo_labels import pseudo_labels
 from reinforce.selection.candidates import Candidates
-from reinforce.selection.signals import Rows, SignalRows
+from reinforce.selection.signals import SignalRows
 from reinforce.shards.banks import Bank, read_bank
 from reinforce.shards.dataset import Dataset
 from reinforce.shards.schema import Signal, bank_folder, view_column
@@ -35,20 +35,6 @@ def label_samples(candidates: Candidates, signals: SignalRows, bank: Bank) -> No
     certainties = np.full(len(candidates), np.nan, np.float64)
     for shard in candidates.shards_in():
         views = signals.read(shard, Signal("image", bank.teacher), view_column(0))
-        labels[candidates.rows(shard)], certainties[candidates.rows(shard)] = _classify(views, bank)
+        labels[candidates.rows(shard)], certainties[candidates.rows(shard)] = pseudo_labels(views, bank)
     candidates.labels, candidates.certainties, candidates.label_names = labels, certainties, bank.labels
     candidates.confidences = (1 / (1 + np.exp(-certainties))).astype(np.float32)
-
-
-def _classify(views: Rows, bank: Bank) -> tuple[Int32[np.ndarray, " rows"], Float64[np.ndarray, " rows"]]:
-    """The label of each row, -1 without a view, and the log of its probability by that of all other classes."""
-    logits = bank.logit_scale * (views.astype(np.float64) @ bank.embeddings.T.astype(np.float64))
-    labels = np.nan_to_num(logits).argmax(axis=1)
-    rows = np.arange(len(logits))
-    largest = logits[rows, labels]
-    if len(bank.labels) == 1:
-        return np.where(np.isnan(largest), -1, 0).astype(np.int32), np.where(np.isnan(largest), np.nan, np.inf)
-    logits[rows, labels] = -np.inf
-    second = logits.max(axis=1)
-    certainties = largest - second - np.log(np.exp(logits - second[:, None]).sum(axis=1))
-    return np.where(np.isnan(certainties), -1, labels).astype(np.int32), certainties

@@ -43,6 +43,19 @@ CAPTIONS_SCHEMA = pa.schema(
 """A row for every kept sample. `captions` null: the captioner gave none."""
 
 
+MODALITY_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("sha256", pa.binary(32)),
+        pa.field("null_reason", pa.string()),
+    ]
+)
+"""A row for every kept sample: its image of one modality, upright. `null_reason` null: it is there and decodes; else
+`no_modality` or a drop's reason for images, and the others are null."""
+
+
 def embeddings_schema(columns: list[str], dim: int) -> pa.Schema:
     """The schema of an embedding file: `key`, then one nullable float16 vector column for each view or caption."""
     vector = pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
@@ -67,10 +80,11 @@ def caption_column(caption: int) -> str:
 class Signal:
     """What one model says about one thing: a folder of the dataset, one file a shard.
 
-    `source` is the caption source of text embeddings: `original`, or a captioner's name.
+    `source` is the caption source of text embeddings: `original`, or a captioner's name. Of kind `modality` no model
+    says anything: `model` is the modality's name.
     """
 
-    kind: Literal["captions", "image", "text"]
+    kind: Literal["captions", "image", "text", "modality"]
     model: str
     source: str = ""
 
@@ -78,6 +92,8 @@ class Signal:
     def folder(self) -> str:
         if self.kind == "captions":
             return f"captions/{self.model}"
+        if self.kind == "modality":
+            return f"modalities/{self.model}"
         return (
             f"embeddings/{self.model}/image" if self.kind == "image" else f"embeddings/{self.model}/text/{self.source}"
         )
@@ -91,6 +107,8 @@ class Signal:
         match folder.split("/"):
             case ["captions", model]:
                 return cls("captions", model)
+            case ["modalities", model]:
+                return cls("modality", model)
             case ["embeddings", model, "image"]:
                 return cls("image", model)
             case ["embeddings", model, "text", source]:
@@ -100,7 +118,7 @@ class Signal:
     @classmethod
     def is_folder(cls, folder: str) -> bool:
         """Whether a path is that of a signal's folder."""
-        return re.fullmatch(r"captions/[^/]+|embeddings/[^/]+/(image|text/[^/]+)", folder) is not None
+        return re.fullmatch(r"(captions|modalities)/[^/]+|embeddings/[^/]+/(image|text/[^/]+)", folder) is not None
 
 
 def spine_file(stem: str) -> str:

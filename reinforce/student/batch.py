@@ -30,10 +30,11 @@ class Position:
 class Batch:
     """Row i of every tensor is the sample `keys[i]` of shard `stems[i]`.
 
-    `images` are views as bytes: divide by 255 and normalise as the student wants it. `texts`, and the teachers'
-    embeddings of them, are by role: `original` is a caption of the source, `synthetic` one of a captioner. Teachers
-    are in the order of their names; their embeddings are unit-norm up to the rounding of `mantissa_bits` and belong to
-    this view and these captions.
+    `images` are views as bytes: divide by 255 and normalise as the student wants it. They are of the first modality the
+    run sees, RGB unless the recipe says otherwise; `modalities` are the same views of the further ones, by name.
+    `texts`, and the teachers' embeddings of them, are by role: `original` is a caption of the source, `synthetic` one
+    of a captioner. Teachers are in the order of their names; their embeddings are unit-norm up to the rounding of
+    `mantissa_bits` and belong to this view and these captions.
     """
 
     keys: list[str]
@@ -50,6 +51,7 @@ class Batch:
     reader_s: dict[str, float] = field(default_factory=dict)
     """The seconds that worker took for the batch: `open` (waiting for shards that are opened), `read`, `decode`,
     `render`, `batch` (tokens, and rows brought together)."""
+    modalities: dict[str, UInt8[Tensor, "batch 3 size size"]] = field(default_factory=dict)
     images_of: Int64[Tensor, " batch"] | None = None
     """Where one image has several rows: a number by image, the same in every process. They are no negatives of one
     another."""
@@ -90,5 +92,6 @@ class Batch:
             texts=of(self.texts),
             teacher_images=of(self.teacher_images),
             teacher_texts=of(self.teacher_texts),
+            modalities=of(self.modalities),
             images_of=of(self.images_of),
         )

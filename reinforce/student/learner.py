@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from reinforce.config import LossConfig
+from reinforce.config import LOSSES_OF_IMAGE_TOWERS, LossConfig
 from reinforce.student.batch import Batch
 from reinforce.student.losses import StudentOutputs
 from reinforce.student.models import Student
@@ -42,21 +42,26 @@ class Learner(nn.Module):
         self.text_maps = nn.ModuleDict(
             {name: nn.Linear(student.embed_dim, dim) for name, dim in dims.items() if student.has_text}
         )
-        if loss.kind == "clip4retrofit":
+        if loss.kind in LOSSES_OF_IMAGE_TOWERS:
             # It has no part in the loss; several processes would wait for its gradient.
             self.model.logit_scale.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(student.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(student.std).view(3, 1, 1) * 255, persistent=False)
 
     def forward(
-        self, images: UInt8[Tensor, "batch 3 size size"], texts: dict[str, Int64[Tensor, "batch context"]]
+        self,
+        images: UInt8[Tensor, "batch 3 size size"],
+        texts: dict[str, Int64[Tensor, "batch context"]],
+        modalities: dict[str, UInt8[Tensor, "batch 3 size size"]],
     ) -> StudentOutputs:
-        """Unit-norm embeddings of views and of the captions of every role, which pass the text tower together."""
-        image = self._unit_norm(self.model.encode_image((images - self.mean) / self.std))
+        """Unit-norm embeddings of views, those of all modalities in one pass, and of the captions of every role."""
+        pixels = torch.cat([images, *modalities.values()]) if modalities else images
+        rows = self._unit_norm(self.model.encode_image((pixels - self.mean) / self.std))
+        image, *others = torch.split(rows, len(images))
         embedded: dict[str, Tensor] = {}
         if self.has_text:
-            rows = self._unit_norm(self.model.encode_text(torch.cat(list(texts.values()))))
-            embedded = dict(zip(texts, torch.split(rows, len(image)), strict=True))
+            of_texts = self._unit_norm(self.model.encode_text(torch.cat(list(texts.values()))))
+            embedded = dict(zip(texts, torch.split(of_texts, len(image)), strict=True))
         return StudentOutputs(
             image=image,
             texts=embedded,
@@ -65,6 +70,7 @@ class Learner(nn.Module):
             mapped_texts={
                 role: {name: linear(text) for name, linear in self.text_maps.items()} for role, text in embedded.items()
             },
+            modalities=dict(zip(modalities, others, strict=True)),
         )
 
     @torch.no_grad()
@@ -92,7 +98,7 @@ def backward(
     autocast = autocast or nullcontext()
     if num_parts == 1:
         with autocast:
-            outputs = learner(batch.images, batch.texts)
+            outputs = learner(batch.images, batch.texts, batch.modalities)
         terms = loss(outputs, batch)
         terms["loss"].backward()  # type: ignore[no-untyped-call]
         return terms
@@ -108,7 +114,7 @@ def backward(
         with learner.no_sync() if synchronised else nullcontext():  # type: ignore[operator,union-attr]
             set_rng_state(state, batch.images.device)
             with autocast:
-                outputs = learner(part.images, part.texts)
+                outputs = learner(part.images, part.texts, part.modalities)
             _share_of_gradient(outputs, leaves, slice(index * len(part), (index + 1) * len(part)), num_parts).backward()  # type: ignore[no-untyped-call]
     return terms
 
@@ -123,7 +129,7 @@ def _embed(
     with torch.no_grad(), autocast:
         for part in parts:
             states.append(rng_state(part.images.device))
-            outputs.append(module(part.images, part.texts))
+            outputs.append(module(part.images, part.texts, part.modalities))
         # Each part passes once more: running statistics must see it once.
         for buffer, before in zip(module.buffers(), buffers, strict=True):
             buffer.copy_(before)
@@ -141,7 +147,8 @@ def _share_of_gradient(outputs: StudentOutputs, leaves: list[Tensor], rows: slic
 
 def _tensors(outputs: StudentOutputs) -> list[Tensor]:
     texts = [text for of_role in outputs.mapped_texts.values() for text in of_role.values()]
-    return [outputs.image, *outputs.texts.values(), outputs.logit_scale, *outputs.mapped_image.values(), *texts]
+    images = [outputs.image, *outputs.modalities.values()]
+    return [*images, *outputs.texts.values(), outputs.logit_scale, *outputs.mapped_image.values(), *texts]
 
 
 def _with_tensors(outputs: StudentOutputs, tensors: list[Tensor]) -> StudentOutputs:
@@ -150,6 +157,7 @@ def _with_tensors(outputs: StudentOutputs, tensors: list[Tensor]) -> StudentOutp
     return replace(
         outputs,
         image=next(given),
+        modalities={name: next(given) for name in outputs.modalities},
         texts={role: next(given) for role in outputs.texts},
         logit_scale=next(given),
         mapped_image={name: next(given) for name in outputs.mapped_image},

@@ -132,6 +132,8 @@ class StudentOutputs:
     """By teacher, of the linear map into its space; empty unless the feature loss is used. Not normalised."""
     mapped_texts: dict[str, dict[str, Float[Tensor, "batch teacher_dim"]]] = field(default_factory=dict)
     """By role, then by teacher."""
+    modalities: dict[str, Float[Tensor, "batch dim"]] = field(default_factory=dict)
+    """Of the same views of further modalities, by name."""
 
 
 class StudentLoss:

@@ -9,7 +9,7 @@ import copy
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from reinforce.config import ConfigError, StudentModelConfig
+from reinforce.config import ConfigError, ModalityConfig, StudentModelConfig
 from reinforce.image_tower import IMAGE_TOWER_CONFIG_NAME, STUDENT_NAME, WEIGHTS_NAME, ImageTower
 from reinforce.software import versions
 from reinforce.student.blueprint import (
@@ -40,7 +40,8 @@ class Student:
 
     `model` has open_clip's `encode_image` and `encode_text`, `visual`, `logit_scale` (its logarithm) and `logit_bias`
     (or None). `image_size` is the side of its square images. Of an image tower alone `tokenizer` and `context_length`
-    are None. `config` is the content of open_clip_config.json.
+    are None. `config` is the content of open_clip_config.json. `modalities` are those it was trained on besides RGB, as
+    it reads them.
     """
 
     model: Any
@@ -51,6 +52,7 @@ class Student:
     context_length: int | None
     embed_dim: int
     config: JSON
+    modalities: dict[str, ModalityConfig] = field(default_factory=dict)
 
     @property
     def has_text(self) -> bool:
@@ -88,9 +90,10 @@ def load_student(folder: Path | str) -> Student:
         model = _construct(config["model_cfg"])
         model.load_state_dict(load_file(folder / WEIGHTS_NAME))
         tokenizer = tokenizer_of_folder(folder, text_cfg) if text_cfg else None
+        modalities = _read_modalities(folder)
     except Exception as error:  # open_clip and timm raise whatever a damaged folder leads them to
         raise ModelError(f"student {folder}: {one_line(error)}") from None
-    return _student(model.eval(), tokenizer, config)
+    return replace(_student(model.eval(), tokenizer, config), modalities=modalities)
 
 
 def save_student(
@@ -118,10 +121,11 @@ def _write_student(student: Student, folder: Path, extra: JSON, files: dict[str,
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in student.model.state_dict().items()}
     assert not any(name.startswith(("module.", "_orig_mod.")) for name in weights), "a wrapped model"
     save_tensors(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    modalities = {name: modality.model_dump(mode="json") for name, modality in student.modalities.items()}
     packages = ("torch", "open_clip_torch", "timm", "transformers")
     documents = {
         CONFIG_NAME if student.tokenizer else IMAGE_TOWER_CONFIG_NAME: student.config,
-        STUDENT_NAME: {"software": versions(*packages)} | extra,
+        STUDENT_NAME: {"software": versions(*packages)} | ({"modalities": modalities} if modalities else {}) | extra,
     }
     for name, document in documents.items():
         (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -134,6 +138,11 @@ def _write_student(student: Student, folder: Path, extra: JSON, files: dict[str,
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
+
+
+def _read_modalities(folder: Path) -> dict[str, ModalityConfig]:
+    recorded = json.loads((folder / STUDENT_NAME).read_text(encoding="utf-8")).get("modalities", {})
+    return {name: ModalityConfig.model_validate(modality) for name, modality in recorded.items()}
 
 
 def _replace(folder: Path, temporary: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from reinforce.config import ConfigError, StudentConfig
+from reinforce.config import LOSSES_OF_IMAGE_TOWERS, ConfigError, DataConfig, LossConfig, StudentConfig
 from reinforce.shards.dataset import differences
 from reinforce.student.batch import Batch, Position
 from reinforce.student.checkpoint import (
@@ -226,11 +226,16 @@ class Run:
         if self.config.data.views_per_decode == 1:
             # Checkpoints of before there was a choice go on.
             del fields["data"]["views_per_decode"], fields["data"]["views_placement"]
-        if self.config.loss.kind != "clip4retrofit":
-            # Likewise: these are of that loss alone.
-            for name in ("bank", "bank_weight", "bank_scale"):
-                del fields["loss"][name]
-        elif self.bank is not None and self.config.loss.bank is not None:
+        # Likewise: choices that came later, where nothing was chosen.
+        later = [("data", "modalities"), ("data", "modality_ranges")]
+        later += [("loss", name) for name in ("bank", "bank_weight", "bank_scale", "margin", "num_negatives")]
+        for section, name in later:
+            model: DataConfig | LossConfig = getattr(self.config, section)
+            if getattr(model, name) == type(model).model_fields[name].get_default(call_default_factory=True):
+                del fields[section][name]
+        if self.config.quantization is None:
+            del fields["quantization"]
+        if self.bank is not None and self.config.loss.bank is not None:
             # The bank it learns from; what it is evaluated by may change.
             fields["bank"] = self.bank.bank.fingerprint
         return {
@@ -294,6 +299,6 @@ def _loss(
 
 def _logit_scale(config: StudentConfig, plan: ReadPlan) -> float | None:
     """What the student starts with; None: its checkpoint's. In a teacher's space it is the teacher's, and stays so."""
-    if config.loss.kind == "clip4retrofit":
+    if config.loss.kind in LOSSES_OF_IMAGE_TOWERS:
         return next(iter(plan.logit_scales.values()))
     return None if config.model.checkpoint else config.loss.initial_logit_scale

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from reinforce.config import ConfigError, Recipe, StudentConfig, load_recipe
+from reinforce.config import LOSSES_OF_IMAGE_TOWERS, ConfigError, Recipe, StudentConfig, load_recipe
 from reinforce.formatting import format_seconds
 from reinforce.student.curves import CURVES_FILE, draw_curves
 from reinforce.student.distributed import join_processes
@@ -65,7 +65,7 @@ def train_student(
             config.data,
             seed=config.seed,
             uses_teachers=config.loss.kind != "clip",
-            reads_captions=config.loss.kind != "clip4retrofit",
+            reads_captions=config.loss.kind not in LOSSES_OF_IMAGE_TOWERS,
             shards=shards,
             root=root,
             select=select,
