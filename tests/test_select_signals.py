@@ -140,8 +140,9 @@ def test_labels_are_the_nearest_class_and_the_surest_are_kept(dataset: Path, tmp
     assert sum(outcome.labels.values()) == 15
 
 
-def test_a_bank_of_the_dataset_gives_labels(dataset: Path, tmp_path: Path) -> None:
-    options = ["--bank", "words", "--teacher", "small", "--keep-confident", "0.5"]
+@pytest.mark.parametrize("option", ["--keep-confident", "--keep-top"])
+def test_a_bank_of_the_dataset_gives_labels(dataset: Path, tmp_path: Path, option: str) -> None:
+    options = ["--bank", "words", "--teacher", "small", option, "0.5"]
     result = CliRunner().invoke(app, ["select", str(dataset), "--output", str(tmp_path / "s"), *options])
     assert result.exit_code == 0, result.stderr
     bank = read_bank(str(dataset / "banks" / "words"), "small")
@@ -150,7 +151,11 @@ def test_a_bank_of_the_dataset_gives_labels(dataset: Path, tmp_path: Path) -> No
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     surest = np.argsort(-probabilities.max(1), kind="stable")[:30]
     expected = {names()[index]: bank.labels[logits[index].argmax()] for index in surest}
-    assert {name: row["label"] for name, row in rows_of(tmp_path / "s").items()} == expected
+    rows = rows_of(tmp_path / "s")
+    assert {name: row["label"] for name, row in rows.items()} == expected
+    # The recipe names "word" twice: with that label twice in the softmax its samples would have half the confidence.
+    confidences = {names()[index]: probabilities[index].max() for index in surest}
+    assert {name: row["confidence"] for name, row in rows.items()} == pytest.approx(confidences, abs=1e-5)
     footer = json.loads(pq.read_schema(tmp_path / "s").metadata[b"reinforce"])
     assert footer["classes"] == bank.fingerprint
 
@@ -233,6 +238,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--score", "both"], "--score both: one of original"),
     (["--seed", "3", "--dedup", "0.9"], "--seed 3: goes with --split"),
     (["--keep-confident", "0.2"], "--keep-confident: goes with --bank or --labels"),
+    (["--bank", "words", "--keep-top", "0.2", "--keep-confident", "0.2"], "without --score both are of the labels"),
     (["--teacher", "huge", "--dedup", "0.9"], "--teacher huge: the dataset has no such teacher; it has large, small"),
     (["--teacher", "large", "--teacher", "large", "--dedup", "0.9"], "--teacher large: given twice"),
     (["--min-score", "0.999"], "none of the 60 samples is left (9 without a score, 51 score below 0.999)"),

@@ -148,7 +148,7 @@ def test_the_file_says_what_made_it_and_holds_no_path(dataset: str, tmp_path: Pa
     select(dataset, tmp_path / "two", within=(str(tmp_path / "elsewhere" / "same"),))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     schema = pq.read_schema(tmp_path / "one")
-    assert schema.names == ["stem", "key", "weight", "label", "score"]
+    assert schema.names == ["stem", "key", "weight", "label", "score", "confidence"]
     footer = json.loads(schema.metadata[b"reinforce"])
     assert footer["criteria"] == {"within": [read_selection(str(tmp_path / "here")).sha256]}
     assert footer["spine_fingerprint"] == open_dataset(dataset).document["spine_fingerprint"]

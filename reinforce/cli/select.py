@@ -25,7 +25,12 @@ def select(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the split: another seed, another split.")] = 0,
     min_score: Annotated[float | None, typer.Option(help="Least cosine of image and caption.")] = None,
-    keep_top: Annotated[float | None, typer.Option(help="Share with the highest scores that is kept.")] = None,
+    keep_top: Annotated[
+        float | None,
+        typer.Option(
+            help="Share with the highest scores that is kept; with --bank and no --score: with the surest labels."
+        ),
+    ] = None,
     score: Annotated[
         str | None, typer.Option(help="Captions to score against: original (default), synthetic, or best of both.")
     ] = None,
@@ -45,6 +50,10 @@ def select(
         _check_choice("--score", score, ("original", "synthetic", "best"))
         _check_choice("--missing", missing, ("error", "skip"))
         _check_labels(bank, labels, templates, keep_confident)
+        if keep_top is not None and (bank or labels) and score is None and min_score is None:
+            if keep_confident is not None:
+                raise ConfigError("--keep-top, --keep-confident: without --score both are of the labels; give one")
+            keep_top, keep_confident = None, keep_top
         from reinforce.selection import Criteria, select_samples
         from reinforce.selection.criteria import parse_split
         from reinforce.selection.outcome import describe

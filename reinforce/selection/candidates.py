@@ -99,7 +99,8 @@ class Candidates:
                 "key": self.keys[shard].filter(pa.array(chosen)),
                 "weight": pa.nulls(num_chosen, pa.float32()),
                 "label": self._labels(rows, chosen),
-                "score": self._scores(rows, chosen),
+                "score": _given(self.scores, rows, chosen),
+                "confidence": _given(self.confidences, rows, chosen),
             }
             parts.append(pa.table(columns))
         return pa.concat_tables(parts)
@@ -110,7 +111,11 @@ class Candidates:
         labels = self.labels[rows][chosen]
         return pa.array(self.label_names, pa.string()).take(pa.array(labels, mask=labels < 0))
 
-    def _scores(self, rows: slice, chosen: Bool[np.ndarray, " rows"]) -> pa.FloatArray:
-        if self.scores is None:
-            return pa.nulls(int(np.count_nonzero(chosen)), pa.float32())
-        return pa.array(self.scores[rows][chosen], from_pandas=True)  # NaN is null
+
+def _given(
+    values: Float32[np.ndarray, " samples"] | None, rows: slice, chosen: Bool[np.ndarray, " rows"]
+) -> pa.FloatArray:
+    """Those of the chosen rows; null where there is none."""
+    if values is None:
+        return pa.nulls(int(np.count_nonzero(chosen)), pa.float32())
+    return pa.array(values[rows][chosen], from_pandas=True)  # NaN is null

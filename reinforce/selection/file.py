@@ -22,6 +22,7 @@ SELECTION_SCHEMA = pa.schema(
         pa.field("weight", pa.float32()),
         pa.field("label", pa.string()),
         pa.field("score", pa.float32()),
+        pa.field("confidence", pa.float32()),
     ]
 )
 """What is written. `weight` is null: nothing here gives weights or heeds them yet."""
