@@ -163,12 +163,15 @@ def compute(opened: OpenShard, on_batch: Callable[[ShardReport], None] = lambda 
 def _compute(opened: OpenShard, writing: Behind, on_batch: Callable[[ShardReport], None]) -> None:
     work, report = opened.work, opened.work.report
     image_files = [file for signal, file in work.files.items() if signal.kind == "image"]
+    modality_files = [file for signal, file in work.files.items() if signal.kind == "modality"]
     towers = _text_towers(work)
     for batch, captions in opened.captioned:
         report.num_samples += batch.num_samples
         report.num_kept += len(batch.samples)
         report.drops.update(batch.drops)
         report.num_captions += batch.num_captions
+        for file in modality_files if batch.samples else ():
+            writing.submit(work.write, file.append_modality, batch.samples)
         # Every teacher on the views of the batch, then on those texts that fill a pass.
         for file in image_files if batch.samples else ():
             views = batch.views[file.plan.teacher.image_size]

@@ -1,19 +1,21 @@
-"""Image bytes to RGB, or a drop with its reason.
+"""Image bytes to RGB, or a drop with its reason; of a further modality's, whether they decode.
 
 Pillow decides what an image is (`rgb`); torchvision decodes plain JPEGs, to Pillow's pixels. torch is loaded where the
 first of those is decoded.
 """
 
+import hashlib
 import io
 
 import numpy as np
 from PIL import Image
 
+from reinforce.modality import ValueRange, load_modality
 from reinforce.rgb import FORMATS, ImageError, is_turned, load_rgb
 from reinforce.rgb import open_image as open_or_raise
-from reinforce.sample import RGB, Drop, DropReason
+from reinforce.sample import RGB, Drop, DropReason, ModalityImage, NullReason
 
-__all__ = ["decode", "is_stored_turned", "is_turned", "open_image"]
+__all__ = ["decode", "examine_modality", "is_stored_turned", "is_turned", "open_image"]
 
 
 def decode(data: bytes, max_pixels: int) -> RGB | Drop:
@@ -32,6 +34,17 @@ def decode(data: bytes, max_pixels: int) -> RGB | Drop:
         return np.array(load_rgb(image))
     except ImageError as error:
         return _drop(error)
+
+
+def examine_modality(data: bytes | None, value_range: ValueRange, max_pixels: int) -> ModalityImage:
+    """Decodes an image of a further modality, None where the sample has none, to know that it can be used."""
+    if data is None:
+        return ModalityImage(null_reason=NullReason.NO_MODALITY)
+    try:
+        height, width, _ = load_modality(data, value_range, max_pixels).shape
+    except ImageError as error:
+        return ModalityImage(null_reason=DropReason(error.fault))
+    return ModalityImage(width, height, hashlib.sha256(data).digest())
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image | Drop:

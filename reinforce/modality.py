@@ -17,7 +17,8 @@ from reinforce.rgb import ImageError, ImageFault, load_rgb, load_upright, open_i
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
 
-    ValueRange = Literal["type", "image"] | tuple[float, float]
+ValueRange = Literal["type", "image"] | tuple[float, float]
+"""As in `config.modality`, which a device has not."""
 
 _LARGEST = {8: 255, 16: 65535}
 _PNG_DEPTH = slice(24, 25)

@@ -17,13 +17,24 @@ from reinforce.captioners import Captioner, load_captioner
 from reinforce.config import BuildConfig, ConfigError
 from reinforce.selection import Selection
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, create_or_compare
-from reinforce.shards.schema import FORMAT_VERSION, Signal, caption_column, fingerprint, spine_file, view_column
+from reinforce.shards.schema import (
+    FORMAT_VERSION,
+    MODALITY_SCHEMA,
+    Signal,
+    caption_column,
+    fingerprint,
+    spine_file,
+    view_column,
+)
 from reinforce.software import versions
 from reinforce.storage import Store
 from reinforce.teachers import Teacher, load_teacher
 from reinforce.weights import resolve_device
 
 ORIGINAL = "original"
+_MODALITIES_STAY = (
+    "A dataset has the modalities that it was begun with: use the same build.modalities, or another --output"
+)
 
 
 @dataclass(frozen=True)
@@ -31,13 +42,14 @@ class SignalPlan:
     """One signal of a build: who computes it, what decides its content, its columns."""
 
     signal: Signal
-    model: Teacher | Captioner
+    model: Teacher | Captioner | None
+    """None of a modality: what its file says is read off the source."""
     content: dict[str, Any]
     columns: tuple[str, ...]
 
     @property
     def teacher(self) -> Teacher:
-        assert self.signal.kind != "captions"
+        assert self.signal.kind in ("image", "text")
         return cast(Teacher, self.model)
 
     @property
@@ -50,7 +62,7 @@ class SignalPlan:
         """Whether the source tar is needed, or what the dataset holds already is enough."""
         if self.signal.kind == "captions":
             return self.captioner.image_size is not None or self.captioner.field is not None
-        return self.signal.kind == "image"
+        return self.signal.kind != "text"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -64,7 +76,7 @@ class SignalPlan:
             "fingerprint": self.fingerprint,
             "content": self.content,
             "columns": list(self.columns),
-            "model": self.model.describe(),
+            "model": self.model.describe() if self.model else None,
         }
 
 
@@ -83,7 +95,8 @@ class BuildOutline:
     @cached_property
     def wanted(self) -> tuple[Signal, ...]:
         """Every signal of the recipe, captions before the embeddings made from them."""
-        found = [Signal("captions", name) for name in self.config.captioners]
+        found = [Signal("modality", name) for name in self.config.modalities]
+        found += [Signal("captions", name) for name in self.config.captioners]
         sources = [*([ORIGINAL] if self.config.source.max_captions else []), *self.config.captioners]
         for name in self.config.teachers:
             found += [Signal("image", name), *(Signal("text", name, source) for source in sources)]
@@ -118,7 +131,8 @@ class BuildOutline:
             "source_root": source_root,
             "created_with": software(),
         }
-        create_or_compare(output, DATASET_FILE, document, ["format_version", "spine", "view_policy"])
+        advice = {"spine.source.modalities": _MODALITIES_STAY}
+        create_or_compare(output, DATASET_FILE, document, ["format_version", "spine", "view_policy"], advice)
 
 
 class BuildPlan(BuildOutline):
@@ -147,8 +161,9 @@ class BuildPlan(BuildOutline):
     @cached_property
     def signals(self) -> dict[Signal, SignalPlan]:
         """Every signal of the recipe, captions before the embeddings made from them."""
-        plans = [self._captions(captioner) for captioner in self.captioners]
-        captions = {plan.signal.model: plan for plan in plans}
+        written = [self._captions(captioner) for captioner in self.captioners]
+        captions = {plan.signal.model: plan for plan in written}
+        plans = [*(self._modality(name) for name in self.config.modalities), *written]
         for teacher in self.teachers:
             plans.append(self._image(teacher))
             if self.config.source.max_captions:
@@ -173,6 +188,10 @@ class BuildPlan(BuildOutline):
         for plan in self.signals.values():
             compared = ["format_version", "content", "columns"]
             create_or_compare(output, f"{plan.signal.folder}/{SIGNAL_FILE}", plan.document(), compared)
+
+    def _modality(self, name: str) -> SignalPlan:
+        content = {"spine": self.spine_fingerprint, **self.config.modalities[name].model_dump(mode="json")}
+        return SignalPlan(Signal("modality", name), None, content, tuple(MODALITY_SCHEMA.names[1:]))
 
     def _captions(self, captioner: Captioner) -> SignalPlan:
         content = {"spine": self.spine_fingerprint, **captioner.content()}
@@ -212,6 +231,16 @@ def load_plan(
     plan = BuildPlan(config, teachers, captioners, selection=selection, limit_samples=limit_samples)
     plan.load_s = time.perf_counter() - start
     return plan
+
+
+def views_by_size(missing: Sequence[SignalPlan], num_views: int) -> dict[int, int]:
+    """How many views are needed at each size: all for a teacher's images, the clean one for a captioner."""
+    sizes: dict[int, int] = {}
+    for plan in missing:
+        size = plan.model.image_size if plan.model else None
+        if plan.signal.kind != "text" and size is not None:
+            sizes[size] = max(sizes.get(size, 0), num_views if plan.signal.kind == "image" else 1)
+    return sizes
 
 
 def software() -> dict[str, str]:

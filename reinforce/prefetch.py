@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from reinforce.decode import decode
-from reinforce.plan import BuildPlan, SignalPlan
-from reinforce.sample import Drop, Sample
+from reinforce.config import ModalityConfig
+from reinforce.decode import decode, examine_modality
+from reinforce.plan import BuildPlan, SignalPlan, views_by_size
+from reinforce.sample import Drop, ModalityImage, Sample
 from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import spine_file
 from reinforce.shards.source import ShardError, SourceShard
@@ -95,6 +96,8 @@ class PreparedSample:
     height: int | None = None
     sha256: bytes | None = None
     views: dict[int, UInt8[np.ndarray, "views size size 3"]] = field(default_factory=dict)
+    modalities: dict[str, ModalityImage] = field(default_factory=dict)
+    """Those whose file is missing."""
 
 
 @dataclass(frozen=True)
@@ -250,13 +253,15 @@ class Prefetcher:
     def _feed_source(self, shard: PreparedShard, path: Path, spine: _StoredSpine | None) -> None:
         source = SourceShard(path, self.plan.config.source)
         shard.counts = source.counts
-        sizes = _views_by_size(shard.task.missing, self.plan.num_views)
+        sizes = views_by_size(shard.task.missing, self.plan.num_views)
+        names = [plan.signal.model for plan in shard.task.missing if plan.signal.kind == "modality"]
+        modalities = {name: self.plan.config.modalities[name] for name in names}
         captioners = [plan.captioner for plan in shard.task.missing if plan.signal.kind == "captions"]
         fields = tuple(captioner.field for captioner in captioners if captioner.field)
         selected = self.plan.selection.keys(shard.stem) if self.plan.selection else None
         for sample in source.samples(selected=selected, limit=self.plan.limit_samples, extra_fields=fields):
             if spine is None or (sample.drop is None and sample.key in spine.kept):
-                self._submit(shard, self._prepare, sample, sizes, spine is not None)
+                self._submit(shard, self._prepare, sample, sizes, modalities, spine is not None)
             if self._stop.is_set() or shard.is_cancelled:
                 return
 
@@ -266,14 +271,22 @@ class Prefetcher:
                 raise RuntimeError("stopped")
         shard._arrivals.put(self._pool.submit(prepare, *args))
 
-    def _prepare(self, sample: Sample, sizes: dict[int, int], must_decode: bool) -> PreparedSample:
+    def _prepare(
+        self, sample: Sample, sizes: dict[int, int], modalities: dict[str, ModalityConfig], must_decode: bool
+    ) -> PreparedSample:
         seed = view_seed(self.plan.config.seed, sample.key)
         if sample.drop is not None:
             return PreparedSample(sample, seed, sample.drop)
+        max_pixels = self.plan.config.source.max_pixels
         with self.times.measure("decode"):
-            image = decode(sample.image, self.plan.config.source.max_pixels)
+            image = decode(sample.image, max_pixels)
             sha256 = hashlib.sha256(sample.image).digest()
-        bare = Sample(sample.key, captions=sample.captions, fields=sample.fields, modalities=sample.modalities)
+            examined = {
+                name: examine_modality(sample.modalities.get(name), modality.range, max_pixels)
+                for name, modality in modalities.items()
+            }
+        names = dict.fromkeys(sample.modalities, b"")
+        bare = Sample(sample.key, captions=sample.captions, fields=sample.fields, modalities=names)
         if isinstance(image, Drop):
             if must_decode:
                 raise ShardError(f"sample {sample.key} was kept by the spine and does not decode now ({image.detail})")
@@ -283,14 +296,4 @@ class Prefetcher:
             num_views = max(sizes.values(), default=0)
             drawn = [draw(self.plan.policy, seed, index, width, height) for index in range(num_views)]
             views = {size: np.stack([render(image, view, size) for view in drawn[:n]]) for size, n in sizes.items()}
-        return PreparedSample(bare, seed, None, width, height, sha256, views)
-
-
-def _views_by_size(missing: tuple[SignalPlan, ...], num_views: int) -> dict[int, int]:
-    """How many views are needed at each size: all for a teacher's images, the clean one for a captioner."""
-    sizes: dict[int, int] = {}
-    for plan in missing:
-        size = plan.model.image_size
-        if plan.signal.kind != "text" and size is not None:
-            sizes[size] = max(sizes.get(size, 0), num_views if plan.signal.kind == "image" else 1)
-    return sizes
+        return PreparedSample(bare, seed, None, width, height, sha256, views, examined)

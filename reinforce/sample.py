@@ -58,6 +58,16 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class ModalityImage:
+    """What a sample's image of a further modality is: upright size and sha256 of its bytes, or why it is unusable."""
+
+    width: int | None = None
+    height: int | None = None
+    sha256: bytes | None = None
+    null_reason: NullReason | DropReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One record of a source shard: everything the tar says about a key, before the image is decoded.
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from reinforce.plan import ORIGINAL, BuildPlan, SignalPlan
-from reinforce.prefetch import PreparedShard, StageTimes
+from reinforce.prefetch import PreparedSample, PreparedShard, StageTimes
 from reinforce.sample import Embeddings, NullReason
 from reinforce.shard_report import ShardReport
 from reinforce.shards.schema import (
     CAPTIONS_SCHEMA,
     FORMAT_VERSION,
+    MODALITY_SCHEMA,
     SPINE_SCHEMA,
     Signal,
     canonical_json,
@@ -27,7 +28,7 @@ from reinforce.shards.schema import (
     spine_file,
 )
 from reinforce.shards.source import ShardError
-from reinforce.shards.writer import ShardFileWriter, captions_batch, embeddings_batch
+from reinforce.shards.writer import ShardFileWriter, captions_batch, embeddings_batch, modality_batch
 from reinforce.storage import Store
 from reinforce.texts import TextRow
 
@@ -42,6 +43,11 @@ class SignalFile:
     writer: ShardFileWriter
     nulls: Counter[str] = field(default_factory=Counter)
     num_truncated_texts: int = 0
+
+    def append_modality(self, samples: list[PreparedSample]) -> None:
+        images = [prepared.modalities[self.plan.signal.model] for prepared in samples]
+        self.nulls.update(image.null_reason for image in images if image.null_reason)
+        self.writer.append(modality_batch([prepared.sample.key for prepared in samples], images))
 
     def append_captions(self, keys: list[str], captions: Captions) -> None:
         self.nulls[NullReason.CAPTIONER_FAILED] += sum(not texts for texts in captions)
@@ -161,4 +167,6 @@ def _open_writer(plan: SignalPlan, folder: Path) -> ShardFileWriter:
     path = folder / (plan.signal.folder.replace("/", "-") + ".parquet")
     if plan.signal.kind == "captions":
         return ShardFileWriter(path, CAPTIONS_SCHEMA)
+    if plan.signal.kind == "modality":
+        return ShardFileWriter(path, MODALITY_SCHEMA)
     return ShardFileWriter(path, embeddings_schema(list(plan.columns), plan.teacher.dim))

@@ -5,7 +5,7 @@ one folder is refused with the fields that differ. What is done is what a listin
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -168,10 +168,13 @@ def read_document(store: Store, path: str) -> dict[str, Any] | None:
     return document
 
 
-def create_or_compare(store: Store, path: str, document: dict[str, Any], compared: Sequence[str]) -> None:
+def create_or_compare(
+    store: Store, path: str, document: dict[str, Any], compared: Sequence[str], advice: Mapping[str, str] | None = None
+) -> None:
     """Creates a document, or refuses if one is there whose `compared` fields differ.
 
-    Raises `DatasetMismatchError`, naming each differing field with both values.
+    Raises `DatasetMismatchError`, naming each differing field with both values, then what to do: the `advice` on the
+    first field that has any, else the common one.
     """
     if store.put_if_absent(path, document_text(document).encode()):
         return
@@ -181,10 +184,9 @@ def create_or_compare(store: Store, path: str, document: dict[str, Any], compare
         line for field in compared for line in differences(field, existing.get(field), _plain(document.get(field)))
     ]
     if changed:
-        raise DatasetMismatchError(
-            f"{store.uri_of(path)} was made differently: {'; '.join(changed)}. "
-            "Use the same recipe, another name in the recipe, or another --output"
-        )
+        special = (text for field, text in (advice or {}).items() if any(line.startswith(field) for line in changed))
+        todo = next(special, "Use the same recipe, another name in the recipe, or another --output")
+        raise DatasetMismatchError(f"{store.uri_of(path)} was made differently: {'; '.join(changed)}. {todo}")
 
 
 def differences(field: str, existing: Any, wanted: Any) -> list[str]:

@@ -4,6 +4,7 @@ The mirror image of `reader.py`. Memory is bounded by a row group; a file become
 is whole, by one create-if-absent of one object.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float16
 
+from reinforce.sample import ModalityImage
 from reinforce.shards.digests import seal_file, unsealed
 from reinforce.shards.schema import (
     CAPTIONS_SCHEMA,
     FOOTER_KEY,
     MAX_ROW_GROUP_ROWS,
+    MODALITY_SCHEMA,
     SPINE_SCHEMA,
     canonical_json,
     embeddings_schema,
@@ -89,6 +92,12 @@ def captions_batch(keys: list[str], captions: list[list[str] | None]) -> pa.Reco
         [pa.array(keys, pa.string()), pa.array(captions, CAPTIONS_SCHEMA.field("captions").type)],
         schema=CAPTIONS_SCHEMA,
     )
+
+
+def modality_batch(keys: list[str], images: list[ModalityImage]) -> pa.RecordBatch:
+    """Rows of a modality's file."""
+    rows = [{"key": key, **asdict(image)} for key, image in zip(keys, images, strict=True)]
+    return pa.RecordBatch.from_pylist(rows, MODALITY_SCHEMA)
 
 
 def embeddings_batch(keys: list[str], embeddings: dict[str, Float16[np.ndarray, "rows dim"]]) -> pa.RecordBatch:
