@@ -35,6 +35,7 @@ ORIGINAL = "original"
 _MODALITIES_STAY = (
     "A dataset has the modalities that it was begun with: use the same build.modalities, or another --output"
 )
+_RANGE_STAYS = "Use the same build.modalities; a student may be given another range by student.data.modality_ranges"
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,8 @@ class BuildPlan(BuildOutline):
         """Creates each `signal.json`, or compares; raises `DatasetMismatchError`."""
         for plan in self.signals.values():
             compared = ["format_version", "content", "columns"]
-            create_or_compare(output, f"{plan.signal.folder}/{SIGNAL_FILE}", plan.document(), compared)
+            advice = {"content.range": _RANGE_STAYS}
+            create_or_compare(output, f"{plan.signal.folder}/{SIGNAL_FILE}", plan.document(), compared, advice)
 
     def _modality(self, name: str) -> SignalPlan:
         content = {"spine": self.spine_fingerprint, **self.config.modalities[name].model_dump(mode="json")}

@@ -37,6 +37,7 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
     if not isinstance(content, dict):
         raise ConfigError(f"recipe {path}: must be a mapping with a 'build:' or a 'student:' section")
     _resolve_paths(content, path.parent.resolve())
+    _spell_out_modalities(content)
     for override in overrides or []:
         _apply_override(content, override)
     _resolve_paths(content, Path.cwd())
@@ -121,6 +122,13 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
         evaluation["shards"] = [
             _resolve_path(uri, folder, is_model=False) if isinstance(uri, str) else uri for uri in evaluation["shards"]
         ]
+
+
+def _spell_out_modalities(content: dict[str, Any]) -> None:
+    """Gives a modality that is a suffix alone its fields, so that `--set` can change one of them, in place."""
+    modalities = _section(_section(content, "build"), "modalities")
+    for name, value in modalities.items():
+        modalities[name] = {"suffix": value} if isinstance(value, str) else value
 
 
 def _section(content: dict[str, Any], name: str) -> dict[str, Any]:

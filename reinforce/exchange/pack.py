@@ -66,6 +66,10 @@ def pack(
     existing = {info.path for info in store.list()}
     if PACKED_FILE in existing:
         _record(store, notes)
+    console = console or Console(stderr=True)
+    if names := [signal.model for signal in dataset.signals if signal.kind == "modality"]:
+        text = f"the packed layout has one image a sample: those of {', '.join(names)} are left out"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     missing = [ref for ref in refs if ref.path not in existing or not _is_packed(store, ref, notes)]
     _record(store, notes)
     with open_spool() as spool:
@@ -77,7 +81,7 @@ def pack(
             missing,
             work,
             store,
-            console or Console(stderr=True),
+            console,
             options=options,
             existing=existing,
             num_before=len(refs) - len(missing),

@@ -82,7 +82,7 @@ class CardMaker:
         self.dataset = dataset
         self.bad_files = frozenset(problem.path for problem in figures.problems)
         self.signals = _documents(dataset, figures)
-        self.teachers = sorted({signal.model for signal in self.signals if signal.kind != "captions"})
+        self.teachers = sorted({signal.model for signal in self.signals if signal.kind in ("image", "text")})
         self.policy, self.why_no_views = (None, "") if dataset.stores_views else _view_policy(dataset)
         images = [document for signal, document in self.signals.items() if signal.kind == "image"]
         sizes = [document.get("model", {}).get("image_size") or VIEW_SIDE for document in images]
@@ -186,7 +186,7 @@ class _StoredScores:
         self._texts: dict[tuple[str, str, int], Matrix] = {}
         self._captions: dict[str, list[list[str] | None]] = {}
         for signal in maker.signals:
-            if signal.file(stem) not in maker.bad_files:
+            if signal.kind != "modality" and signal.file(stem) not in maker.bad_files:
                 # What is wrong with a file stands among the problems already; one that is missing is counted.
                 with suppress(FormatError, OSError):
                     self._read(signal, maker, stem, keys, rows)

@@ -74,7 +74,8 @@ def nulls(figures: Figures) -> list[Bar]:
     """Values that do not exist, as a share of the cells of their signal."""
     bars = []
     for signal in figures.signals:
-        num_cells = max(figures.num_kept * max(1, signal.num_columns), 1)
+        num_columns = 1 if signal.folder.startswith("modalities/") else signal.num_columns
+        num_cells = max(figures.num_kept * max(1, num_columns), 1)
         names = figures.null_examples.get(signal.folder, ())
         for reason, number in signal.nulls.items():
             share = 100 * number / num_cells

@@ -20,6 +20,7 @@ from reinforce.storage import Store
 
 _BEGIN, _END = "<!-- figures: renewed by each build -->", "<!-- end of figures -->"
 _FILL_IN = "FILL IN"
+_OF_A_MACHINE = {"ray", "workers", "threads", "device"}
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 _LARGER_SIZES = ((10**8, "10M<n<100M"), (10**9, "100M<n<1B"))
 
@@ -83,7 +84,7 @@ def _header(figures: Figures) -> dict[str, Any]:
 
 
 def _new_card(dataset: Dataset) -> str:
-    models = {signal.model: document["model"] for signal, document in dataset.signals.items()}
+    models = {signal.model: document["model"] for signal, document in dataset.signals.items() if document["model"]}
     licences = [("images and original captions", _FILL_IN, _FILL_IN)]
     licences += [(f"what `{name}` says", _name_of(model), _FILL_IN) for name, model in sorted(models.items())]
     header = {
@@ -139,7 +140,9 @@ def _figures_section(dataset: Dataset, figures: Figures, config: BuildConfig, ca
     ]
     lines += [f"- not finished: {', '.join(unfinished)}"] if unfinished else []
     lines += [f"- failed shards: {len(figures.failures):,}"] if figures.failures else []
-    unlicensed = _unlicensed(card, sorted({signal.model for signal in dataset.signals}))
+    unlicensed = _unlicensed(
+        card, sorted({signal.model for signal, document in dataset.signals.items() if document["model"]})
+    )
     lines += [f"- the table of licences has no line for {unlicensed}"] if unlicensed else []
     return "\n".join(
         [*lines, "", *_signals(dataset, figures), *_captions(figures), *_cosines(figures), *_recipe(config)]
@@ -150,10 +153,11 @@ def _signals(dataset: Dataset, figures: Figures) -> list[str]:
     documents = {signal.folder: document for signal, document in dataset.signals.items()}
     rows = []
     for signal in figures.signals:
-        model = documents[signal.folder]["model"]
+        model = documents[signal.folder]["model"] or {}
         content = documents[signal.folder]["content"]
         details = [f"{model[name]} {unit}" for name, unit in (("dim", "dims"), ("image_size", "px")) if model.get(name)]
         details += [content["precision"]] if content.get("precision") else []
+        details += [f"{content['suffix']}, range {content['range']}"] if signal.folder.startswith("modalities/") else []
         weights = str(content.get("weights_sha256") or content.get("files_sha256") or "")[:12]
         size = "" if signal.bytes_per_kept is None else format_bytes(signal.bytes_per_kept)
         rows.append((f"`{signal.folder}`", _name_of(model), ", ".join(details), weights, signal.num_columns, size))
@@ -200,7 +204,11 @@ def _cosines(figures: Figures) -> list[str]:
 
 def _recipe(config: BuildConfig) -> list[str]:
     """The build's section of the recipe, without defaults and without what only its machine knows."""
-    recipe = config.model_dump(mode="json", exclude_defaults=True, exclude={"ray", "workers", "threads", "device"})
+    recipe = config.model_dump(mode="json", exclude_defaults=True, exclude=_OF_A_MACHINE)
+    # Declared in build.modalities.
+    if "modalities" in recipe.get("source", {}):
+        del recipe["source"]["modalities"]
+        recipe = {name: value for name, value in recipe.items() if value}
     for models in (recipe.get("teachers", {}), recipe.get("captioners", {})):
         for model in models.values():
             for private in ("endpoint", "api_key_env"):

@@ -6,14 +6,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from reinforce.config import SourceConfig
+from reinforce.config import ModalityConfig, SourceConfig
 from reinforce.inspection.faults import FileFaults
 from reinforce.shards.banks import bank_content
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE
 from reinforce.shards.digests import DOCUMENT_DIGEST, document_fault, has_end_of_part, lines_fault
 from reinforce.shards.explicit import EXPLICIT
 from reinforce.shards.reader import FormatError
-from reinforce.shards.schema import BANK_FILE, FORMAT_VERSION, Signal, caption_column, fingerprint, view_column
+from reinforce.shards.schema import (
+    BANK_FILE,
+    FORMAT_VERSION,
+    MODALITY_SCHEMA,
+    Signal,
+    caption_column,
+    fingerprint,
+    view_column,
+)
 from reinforce.storage import Store
 
 _FIELDS = {
@@ -186,6 +194,9 @@ def _faults_of_signal(documents: Documents, signal: Signal, document: dict[str, 
             yield f"was made from captions/{signal.source}, which has no {SIGNAL_FILE}"
         elif content["captions"] != expected:
             yield f"content.captions is not the fingerprint of the captions of {signal.source}"
+    if signal.kind == "modality":
+        yield from _faults_of_modality(documents, signal, document)
+        return
     if columns != _columns(documents, signal, content, columns):
         yield f"columns {', '.join(map(str, columns))} are not those that content asks for"
     if model.get("weights_sha256", content.get("weights_sha256")) != content.get("weights_sha256"):
@@ -196,6 +207,17 @@ def _faults_of_signal(documents: Documents, signal: Signal, document: dict[str, 
             yield f"weights_sha256 is not that of embeddings/{signal.model}/image: texts and images of two models"
         if model.get("dim") != image["model"].get("dim"):
             yield f"dim is not that of embeddings/{signal.model}/image"
+
+
+def _faults_of_modality(documents: Documents, signal: Signal, document: dict[str, Any]) -> Iterator[str]:
+    content = document["content"]
+    if content["suffix"] != documents.source.modalities.get(signal.model):
+        yield "content.suffix is not that of spine.source.modalities in dataset.json"
+    if document["columns"] != MODALITY_SCHEMA.names[1:]:
+        yield f"columns {', '.join(map(str, document['columns']))} are not those of a modality"
+    if document["model"] is not None:
+        yield "model is not null: no model has seen it"
+    ModalityConfig.model_validate({"suffix": content["suffix"], "range": content["range"]})
 
 
 def _is_bank(name: str, document: dict[str, Any], faults: FileFaults) -> bool:

@@ -82,7 +82,7 @@ class Distribution:
 class SignalFigures:
     """One signal over all shards; `max_norm_error` is the largest |norm - 1| among the values that were read.
 
-    `num_values` counts what is there and not null: embeddings, or samples with captions.
+    `num_values` counts what is there and not null: embeddings, samples with captions, or images of a modality.
     """
 
     folder: str

@@ -127,6 +127,11 @@ def _add_signal(values: SampledValues, signal: Signal, file: ShardFile, shard: _
         _note(values.nulls, signal, shard, is_null)
         _check_nulls(file, len(captions), int(is_null.sum()))
         return
+    if signal.kind == "modality":
+        is_null = file.head(["width"], len(shard.keys)).column("width").is_null().to_numpy()
+        _note(values.nulls, signal, shard, is_null)
+        _check_nulls(file, len(is_null), int(is_null.sum()))
+        return
     teacher = values.teachers[signal.model]
     num_nulls = 0
     for index, column in enumerate(file.columns[1:]):
@@ -163,7 +168,7 @@ def _note(nulls: defaultdict[str, list[SampleName]], signal: Signal, shard: _Sha
 def note_nulls(nulls: defaultdict[str, list[SampleName]], signal: Signal, stem: str, file: ShardFile) -> None:
     """Keeps a few rows with a null of a file that was not sampled, reading no more columns than that takes."""
     keys = file.read(["key"]).column("key").to_pylist()
-    for column in file.columns[1:]:
+    for column in ["width"] if signal.kind == "modality" else file.columns[1:]:
         if len(nulls[signal.folder]) < NUM_EXAMPLES:
             is_null = file.read([column]).column(column).is_null().to_numpy()
             _note(nulls, signal, _Shard(stem, keys, {}), is_null)

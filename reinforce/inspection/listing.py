@@ -21,7 +21,7 @@ from reinforce.shards.reader import FormatError
 from reinforce.shards.schema import Signal, failure_file, spine_file
 
 _SPINES = "samples"
-_FILE = re.compile(r"(samples|captions/[^/]+|embeddings/[^/]+/(?:image|text/[^/]+))/(.+)\.parquet")
+_FILE = re.compile(r"(samples|(?:captions|modalities)/[^/]+|embeddings/[^/]+/(?:image|text/[^/]+))/(.+)\.parquet")
 _BANK_FILE = re.compile(r"banks/([^/]+)/([^/]+)")
 _RUN_PART = re.compile(r"runs/([^/]+)/[^/]+\.jsonl")
 _MOST_ORPHANS = 1000
@@ -103,7 +103,7 @@ class _Found:
             self.failed.append(path.removeprefix(_FAILURES[0]).removesuffix(_FAILURES[1]))
         elif path.endswith(f"/{SIGNAL_FILE}") and Signal.is_folder(path.removesuffix(f"/{SIGNAL_FILE}")):
             self.described.add(path.removesuffix(f"/{SIGNAL_FILE}"))
-        elif path.startswith(("captions/", "embeddings/")) and path.endswith(".parquet"):
+        elif path.startswith(("captions/", "embeddings/", "modalities/")) and path.endswith(".parquet"):
             self.strays[path.rpartition("/")[0]] += 1
 
 

@@ -68,7 +68,7 @@ def load_recorded(documents: Documents, sources: SourceTars | None, wanted: Reco
         and document["content"].get("kind") != IMPORTED
         and not damaged & {DATASET_FILE, f"{signal.folder}/{SIGNAL_FILE}"}
     ]
-    unknown = sorted(set(wanted.teachers) - {signal.model for signal in documents.signals if signal.kind != "captions"})
+    unknown = sorted(set(wanted.teachers) - {s.model for s in documents.signals if s.kind in ("image", "text")})
     if unknown:
         raise ModelError(f"--teacher {unknown[0]}: the dataset has no such teacher")
     teachers, faults = _load_all(documents, signals, wanted.teachers)

@@ -11,16 +11,18 @@ from reinforce.inspection.cells import ShardCells
 from reinforce.inspection.documents import Documents
 from reinforce.inspection.faults import Fault, FileFaults, Totals
 from reinforce.inspection.files import Found, read_checked
-from reinforce.inspection.source_rows import check_source
+from reinforce.inspection.source_rows import Modalities, check_source
 from reinforce.inspection.source_tars import SourceTars, path_of
 from reinforce.inspection.structure import (
     ORIGINAL,
     Captions,
     Spine,
+    check_modality,
     check_signal,
     check_spine,
     check_views,
 )
+from reinforce.sample import ModalityImage
 from reinforce.shards.dataset import Dataset
 from reinforce.shards.explicit import views_file
 from reinforce.shards.reader import ShardFile
@@ -80,14 +82,19 @@ def verify_shard(
         return _findings(stem, 0, {}, files, [], missing)
     captions: dict[str, Captions | None] = {ORIGINAL: spine.kept.column("captions").to_pylist()}
     num_nulls: dict[Signal, int] = {}
+    modalities: Modalities = {}
     for signal in sorted(documents.signals):
+        if signal.kind == "modality":
+            images = read(signal.file(stem), _modality_checker(signal, documents, spine))
+            modalities |= {} if images is None else {signal.model: images}
+            continue
         found = read(signal.file(stem), _checker(signal, documents, spine, captions.get(signal.source)))
         num_nulls[signal] = files[-1].num_nulls
         if signal.kind == "captions":
             captions[signal.model] = found
     if documents.is_explicit or views_file(stem) in dataset.sizes:
         read(views_file(stem), lambda file, faults: check_views(file, spine, faults))
-    tars = [] if sources is None else [_verify_tar(sources, documents, spine, stem, spool)]
+    tars = [] if sources is None else [_verify_tar(sources, documents, spine, modalities, stem, spool)]
     return _findings(stem, spine.kept.num_rows, num_nulls, files, tars, missing)
 
 
@@ -109,12 +116,20 @@ def _checker(
     return lambda file, faults: check_signal(file, signal, documents, spine, faults, captions=captions)
 
 
-def _verify_tar(sources: SourceTars, documents: Documents, spine: Spine, stem: str, spool: Path) -> FileFaults:
+def _modality_checker(
+    signal: Signal, documents: Documents, spine: Spine
+) -> Callable[[ShardFile, FileFaults], dict[str, ModalityImage] | None]:
+    return lambda file, faults: check_modality(file, signal, documents, spine, faults)
+
+
+def _verify_tar(
+    sources: SourceTars, documents: Documents, spine: Spine, modalities: Modalities, stem: str, spool: Path
+) -> FileFaults:
     path = path_of(stem)
     faults = FileFaults(sources.store.uri_of(path))
     try:
         with local_copy(sources.store, path, spool, size=sources.sizes.get(stem)) as tar:
-            check_source(tar, documents, spine, faults)
+            check_source(tar, documents, spine, modalities, faults)
     except FileNotFoundError:
         faults.add("the source shard is not there")
     except StorageError:

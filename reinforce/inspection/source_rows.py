@@ -16,14 +16,18 @@ from PIL import ExifTags, Image
 from reinforce.inspection.documents import Documents
 from reinforce.inspection.faults import FileFaults
 from reinforce.inspection.structure import SOURCE_COUNTS, Spine
-from reinforce.sample import DropReason, Sample
+from reinforce.sample import DropReason, ModalityImage, Sample
 from reinforce.shards.source import ShardError, SourceShard
 
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
 _OF_THE_TAR = {DropReason.DUPLICATE_KEY, DropReason.MISSING_IMAGE, DropReason.NOT_SELECTED}
 
 
-def check_source(tar: Path, documents: Documents, spine: Spine, faults: FileFaults) -> None:
+Modalities = dict[str, dict[str, ModalityImage]]
+"""By modality, then by key."""
+
+
+def check_source(tar: Path, documents: Documents, spine: Spine, modalities: Modalities, faults: FileFaults) -> None:
     """Compares a tar with a spine; `faults` are those of the tar. Raises `OSError` if it cannot be read."""
     faults.num_bytes = tar.stat().st_size
     with tar.open("rb") as file:
@@ -35,7 +39,7 @@ def check_source(tar: Path, documents: Documents, spine: Spine, faults: FileFaul
         faults.add("its sha256 is not that of the shard the spine was made from: it has changed")
     try:
         source = SourceShard(tar, documents.source)
-        _compare(source, documents, spine, faults)
+        _compare(source, documents, spine, modalities, faults)
     except ShardError as error:
         faults.add(str(error))
         return
@@ -45,7 +49,9 @@ def check_source(tar: Path, documents: Documents, spine: Spine, faults: FileFaul
         faults.add(f"leaves out {counts}, in the spine's footer it is {recorded}")
 
 
-def _compare(source: SourceShard, documents: Documents, spine: Spine, faults: FileFaults) -> None:
+def _compare(
+    source: SourceShard, documents: Documents, spine: Spine, modalities: Modalities, faults: FileFaults
+) -> None:
     rows = spine.rows.to_pylist()
     seen: Counter[str] = Counter()
     left: dict[tuple[str, int], tuple[int, dict[str, Any]]] = {}
@@ -73,6 +79,8 @@ def _compare(source: SourceShard, documents: Documents, spine: Spine, faults: Fi
         last_row = index
         for kind in _differences(sample, row, documents):
             found[kind].append((index, sample.key))
+        for kind in _modality_differences(sample, modalities) if row["drop_reason"] is None else ():
+            found[kind].append((index, sample.key))
     found[None, "a sample of the spine that is not there"] += [(index, row["key"]) for index, row in left.values()]
     for (column, what), samples in found.items():
         faults.add_samples(what, samples, column)
@@ -98,6 +106,20 @@ def _differences(sample: Sample, row: dict[str, Any], documents: Documents) -> I
         size = _upright_size(sample.image)
         if size is not None and size != (row["image_width"], row["image_height"]):
             yield "image_width", f"is {size[0]} x {size[1]}, in the spine {row['image_width']} x {row['image_height']}"
+
+
+def _modality_differences(sample: Sample, modalities: Modalities) -> Iterator[tuple[str, str]]:
+    """What differs between a kept sample's images of further modalities and their rows."""
+    for name, images in modalities.items():
+        image, data = images.get(sample.key), sample.modalities.get(name)
+        if image is None or image.sha256 is None or data is None:
+            continue
+        if hashlib.sha256(data).digest() != image.sha256:
+            yield f"modalities/{name}", "has another image than the dataset was made from"
+            continue
+        size = _upright_size(data)
+        if size is not None and size != (image.width, image.height):
+            yield f"modalities/{name}", f"is {size[0]} x {size[1]}, in the dataset {image.width} x {image.height}"
 
 
 def _upright_size(data: bytes) -> tuple[int, int] | None:

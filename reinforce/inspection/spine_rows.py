@@ -1,14 +1,15 @@
-"""What a row of the spine must be, whatever the others are."""
+"""What a row of the spine, or of a modality beside it, must be, whatever the others are."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from reinforce.inspection.documents import Documents
-from reinforce.sample import DropReason
+from reinforce.sample import DropReason, ModalityImage, NullReason
 from reinforce.views.draw import view_seed
 
 _UNREAD = {DropReason.DUPLICATE_KEY, DropReason.NOT_SELECTED}
 """Dropped before anything of them is read."""
+_UNUSABLE = {DropReason.NOT_AN_IMAGE, DropReason.CORRUPT_IMAGE, DropReason.TOO_MANY_PIXELS}
 _WITHOUT_IMAGE = _UNREAD | {DropReason.MISSING_IMAGE}
 
 
@@ -43,3 +44,17 @@ def _faults_of_image(row: dict[str, Any], reason: str | None) -> Iterator[tuple[
     has_digest = row["image_sha256"] is not None
     if has_digest != (reason not in _WITHOUT_IMAGE):
         yield "image_sha256", f"is {'there' if has_digest else 'null'} in a row that is {reason or 'kept'}"
+
+
+def faults_of_modality(image: ModalityImage, *, is_listed: bool) -> Iterator[tuple[str, str]]:
+    """Column and words of each fault of one row; `is_listed`: the spine says that the sample has the modality."""
+    reason = image.null_reason
+    if reason is not None and reason not in _UNUSABLE | {NullReason.NO_MODALITY}:
+        yield "null_reason", f"{reason!r} is none of the format"
+    if is_listed == (reason == NullReason.NO_MODALITY):
+        yield "null_reason", f"is {reason}, and the spine says that the sample has {'it' if is_listed else 'none'}"
+    for column, size in (("width", image.width), ("height", image.height)):
+        if (size is None) != (reason is not None) or (size is not None and size < 1):
+            yield column, f"is {size} in a row that is {reason or 'not null'}"
+    if (image.sha256 is None) != (reason is not None):
+        yield "sha256", f"is {'null' if image.sha256 is None else 'there'} in a row that is {reason or 'not null'}"

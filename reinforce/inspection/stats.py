@@ -119,7 +119,7 @@ def _counted(dataset: Dataset, listing: Listing, totals: FooterTotals, values: S
 def _signal(listing: Listing, signal: Signal, totals: FooterTotals, values: SampledValues) -> SignalFigures:
     num_files, num_columns = listing.num_files(signal), len(listing.signals[signal].get("columns", ()))
     scale = num_files / totals.files_of[signal] if totals.files_of[signal] else 1.0
-    num_cells = totals.rows_of[signal] * (1 if signal.kind == "captions" else num_columns)
+    num_cells = totals.rows_of[signal] * (num_columns if signal.kind in ("image", "text") else 1)
     num_values = num_cells - totals.nulls[signal].total()
     return SignalFigures(
         folder=signal.folder,

@@ -17,13 +17,14 @@ from reinforce.inspection.documents import Documents
 from reinforce.inspection.faults import FileFaults
 from reinforce.inspection.files import check_fields, check_layout, read_column
 from reinforce.inspection.footers import check_footer
-from reinforce.inspection.spine_rows import faults_of_row
+from reinforce.inspection.spine_rows import faults_of_modality, faults_of_row
 from reinforce.inspection.vectors import check_embeddings, check_nulls
-from reinforce.sample import DropReason, NullReason
+from reinforce.sample import DropReason, ModalityImage, NullReason
 from reinforce.shards.explicit import BoxOutsideError, ExplicitView, Size, read_sizes, read_views, views_schema
 from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import (
     CAPTIONS_SCHEMA,
+    MODALITY_SCHEMA,
     SPINE_SCHEMA,
     Signal,
     canonical_json,
@@ -95,10 +96,51 @@ def check_signal(
     *,
     captions: Captions | None,
 ) -> Captions | None:
-    """Checks a signal's file. `captions` are those of the kept rows that a text signal was made from, if readable.
+    """Checks a model's file. `captions` are those of the kept rows that a text signal was made from, if readable.
 
     Returns the captions of a captions file.
     """
+    document = documents.signals[signal]
+    keys = check_frame(file, signal, documents, spine, faults)
+    if keys is None:
+        return None
+    if signal.kind == "captions":
+        return _check_captions(file, document["content"]["num_captions"], keys, faults)
+    num_captions = None
+    if signal.kind == "text" and captions is not None:
+        _check_made_from(file.footer, signal, keys, captions, faults)
+        num_captions = np.array([len(texts or ()) for texts in captions], np.int64)
+    nulls = check_embeddings(file, document, keys, num_captions, faults)
+    is_known = num_captions is not None or signal.kind == "image"
+    if nulls is not None and is_known and not documents.is_explicit:
+        check_nulls(file.footer["nulls"], nulls, signal, keys, faults)
+    return None
+
+
+def check_modality(
+    file: ShardFile, signal: Signal, documents: Documents, spine: Spine, faults: FileFaults
+) -> dict[str, ModalityImage] | None:
+    """Checks a modality's file; its rows by key, None if they cannot be read."""
+    keys = check_frame(file, signal, documents, spine, faults)
+    columns = {name: read_column(file, name, faults) for name in MODALITY_SCHEMA.names[1:]}
+    if keys is None or any(column is None for column in columns.values()):
+        return None
+    images = [ModalityImage(**row) for row in pa.table(columns).to_pylist()]
+    declared = spine.kept.column("modalities").to_pylist()
+    rows_of: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, image in enumerate(images):
+        for kind in faults_of_modality(image, is_listed=signal.model in declared[index]):
+            rows_of[kind].append(index)
+    for (name, what), rows in rows_of.items():
+        faults.add_rows(what, rows, keys, name)
+    _compare(file.footer, {"nulls": dict(Counter(image.null_reason for image in images if image.null_reason))}, faults)
+    return dict(zip(keys, images, strict=True))
+
+
+def check_frame(
+    file: ShardFile, signal: Signal, documents: Documents, spine: Spine, faults: FileFaults
+) -> list[str] | None:
+    """Checks what all signals' files have: the footer, the layout and the keys, which it returns if they are right."""
     document = documents.signals[signal]
     expected = {
         "kind": signal.kind,
@@ -115,21 +157,7 @@ def check_signal(
     extra |= {"captions_sha256"} if signal.kind == "text" and signal.source != ORIGINAL else set()
     check_fields(footer, _SIGNAL_FIELDS | extra, faults)
     check_layout(file, _schema_of(signal, document), faults)
-    keys = check_keys_of(file, spine, faults)
-    if keys is None:
-        return None
-    if signal.kind == "captions":
-        return _check_captions(file, document["content"]["num_captions"], keys, faults)
-    if signal.kind == "text" and captions is not None:
-        _check_made_from(footer, signal, keys, captions, faults)
-    num_captions = None
-    if signal.kind == "text" and captions is not None:
-        num_captions = np.array([len(texts or ()) for texts in captions], np.int64)
-    nulls = check_embeddings(file, document, keys, num_captions, faults)
-    is_known = num_captions is not None or signal.kind == "image"
-    if nulls is not None and is_known and not documents.is_explicit:
-        check_nulls(footer["nulls"], nulls, signal, keys, faults)
-    return None
+    return check_keys_of(file, spine, faults)
 
 
 def check_views(file: ShardFile, spine: Spine, faults: FileFaults) -> None:
@@ -222,6 +250,8 @@ def _check_made_from(
 def _schema_of(signal: Signal, document: dict[str, Any]) -> pa.Schema:
     if signal.kind == "captions":
         return CAPTIONS_SCHEMA
+    if signal.kind == "modality":
+        return MODALITY_SCHEMA
     return embeddings_schema(document["columns"], document["model"]["dim"])
 
 

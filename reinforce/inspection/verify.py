@@ -21,7 +21,7 @@ from reinforce.shards.schema import CARD_FILE, Signal, spine_file
 from reinforce.storage import Store, open_spool, open_store
 
 _NUM_THREADS = 4
-_OURS = ("samples", "captions", "embeddings", "banks", "views", "failures", "runs")
+_OURS = ("samples", "captions", "embeddings", "modalities", "banks", "views", "failures", "runs")
 
 
 def verify_dataset(
@@ -106,7 +106,7 @@ def _unexplained(dataset: Dataset, files: dict[Signal, frozenset[str]]) -> list[
     undocumented = [
         path
         for path in sorted(dataset.sizes)
-        if path.startswith(("captions/", "embeddings/"))
+        if path.startswith(("captions/", "embeddings/", "modalities/"))
         and path.endswith(".parquet")
         and not path.startswith(explained)
     ]
