@@ -7,7 +7,7 @@ channels with 16 bits each Pillow reads the upper byte.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -15,14 +15,17 @@ from PIL import Image
 from reinforce.rgb import ImageError, ImageFault, load_rgb, load_upright, open_image
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
+    from jaxtyping import UInt8
 
 ValueRange = Literal["type", "image"] | tuple[float, float]
 """As in `config.modality`, which a device has not."""
 
-_LARGEST = {8: 255, 16: 65535}
+Values = np.ndarray[Any, np.dtype[Any]]
+"""Grey values [height width], or those of three channels [height width 3]."""
+
 _PNG_DEPTH = slice(24, 25)
 _GREY_MODES = ("1", "L", "LA", "La")
+_BITS_PER_SAMPLE = 258
 
 
 def load_modality(data: bytes, value_range: ValueRange, max_pixels: int) -> UInt8[np.ndarray, "height width 3"]:
@@ -32,30 +35,25 @@ def load_modality(data: bytes, value_range: ValueRange, max_pixels: int) -> UInt
     An image of one value is black by range `image`. Values that are not finite are black.
     """
     image = open_image(data, max_pixels)
-    bits = 16 if image.mode.startswith("I;16") or _is_deep_png(data) else 8
+    is_deep = _is_deep(image, data)
     values = _values(image)
-    if bits == 16 and values.dtype == np.uint8:
+    if is_deep and values.dtype == np.uint8:
         values = values.astype(np.uint16) * 257
-    low, high = _bounds(values, value_range, bits)
-    if values.dtype == np.uint8 and (low, high) == (0, 255):
-        return values
-    scaled = np.nan_to_num((values.astype(np.float64) - low) * (255 / (high - low) if high > low else 0.0))
-    pixels: UInt8[np.ndarray, "height width 3"] = np.rint(scaled.clip(0, 255)).astype(np.uint8)
-    return pixels
+    pixels = _scaled(values, *_bounds(values, value_range))
+    return np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels
 
 
-def _values(image: Image.Image) -> Float[np.ndarray, "height width 3"] | UInt8[np.ndarray, "height width 3"]:
-    """The values as the file has them, in its type; colour by way of RGB."""
+def _values(image: Image.Image) -> Values:
+    """The values as the file has them, in its type and this machine's byte order; colour by way of RGB."""
     if image.mode.startswith(("I", "F")):
-        grey = np.asarray(load_upright(image))
-    elif image.mode in _GREY_MODES:
-        grey = np.asarray(load_upright(image).convert("L"))
-    else:
-        return np.array(load_rgb(image))
-    return np.repeat(grey[:, :, None], 3, axis=2)
+        grey: Values = np.asarray(load_upright(image))
+        return grey.astype(grey.dtype.newbyteorder("="), copy=False)
+    if image.mode in _GREY_MODES:
+        return np.array(load_upright(image).convert("L"))
+    return np.array(load_rgb(image))
 
 
-def _bounds(values: np.ndarray, value_range: ValueRange, bits: int) -> tuple[float, float]:
+def _bounds(values: Values, value_range: ValueRange) -> tuple[float, float]:
     if isinstance(value_range, tuple):
         return value_range
     if value_range == "image":
@@ -65,9 +63,25 @@ def _bounds(values: np.ndarray, value_range: ValueRange, bits: int) -> tuple[flo
         raise ImageError(
             ImageFault.NOT_AN_IMAGE, f"holds {values.dtype} values; give the modality's range, [LOW, HIGH] or image"
         )
-    return 0.0, float(_LARGEST[bits])
+    return 0.0, float(np.iinfo(values.dtype).max)
 
 
-def _is_deep_png(data: bytes) -> bool:
-    """Whether this is a PNG of 16 bits a channel; Pillow says so of grey ones alone."""
-    return data.startswith(b"\x89PNG") and data[_PNG_DEPTH] == b"\x10"
+def _scaled(values: Values, low: float, high: float) -> Values:
+    if values.dtype not in (np.uint8, np.uint16):
+        return _to_bytes(np.where(np.isfinite(values), values, low), low, high)
+    # By a table: an image as large as `max_pixels` allows would take 8 times its bytes as floats.
+    return _to_bytes(np.arange(np.iinfo(values.dtype).max + 1), low, high)[values]
+
+
+def _to_bytes(values: Values, low: float, high: float) -> Values:
+    """Black for `low` and less, white for `high` and more; all black where they are one."""
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low) if high > low else 0.0)
+    pixels: Values = np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    return pixels
+
+
+def _is_deep(image: Image.Image, data: bytes) -> bool:
+    """Whether the file has 16 bits a channel; Pillow says so of grey images alone."""
+    if image.format == "PNG":
+        return data[_PNG_DEPTH] == b"\x10"
+    return image.format == "TIFF" and 16 in image.tag_v2.get(_BITS_PER_SAMPLE, ())  # type: ignore[attr-defined]

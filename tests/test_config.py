@@ -1,11 +1,12 @@
 """Recipes: what is accepted, what is refused and how it is said."""
 
+import math
 from pathlib import Path
 
 import pytest
 import yaml
 
-from reinforce.config import ConfigError, ViewPolicy, builtin_recipes, load_recipe, parse_recipe
+from reinforce.config import BuildConfig, ConfigError, ViewPolicy, builtin_recipes, load_recipe, parse_recipe
 
 OPENAI = {"kind": "openai", "model": "m", "prompt": "p", "endpoint": "http://host/v1"}
 
@@ -24,6 +25,20 @@ def test_overrides_are_yaml(tmp_path: Path) -> None:
     assert recipe.build.source.captions == ("json.text", "txt")
     cleared = load_recipe("mobileclip", ["build.captioners={}"])
     assert cleared.build.captioners == {}
+
+
+def test_a_modality_is_a_suffix_or_more(tmp_path: Path) -> None:
+    content = {"modalities": {"thermal": ".IR.jpg", "depth": {"suffix": "depth.png", "range": [500, 4000.5]}}}
+    build = parse_recipe({"build": content}).build
+    assert {name: (m.suffix, m.range) for name, m in build.modalities.items()} == {
+        "thermal": ("ir.jpg", "type"),
+        "depth": ("depth.png", (500.0, 4000.5)),
+    }
+    assert build.source.modalities == {"thermal": "ir.jpg", "depth": "depth.png"}
+    assert BuildConfig.model_validate(build.model_dump(mode="json")) == build
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"build": content}))
+    overridden = load_recipe(str(tmp_path / "r.yaml"), ["build.modalities.thermal.range=[0,1000]"]).build.modalities
+    assert (overridden["thermal"].suffix, overridden["thermal"].range) == ("ir.jpg", (0, 1000))
 
 
 def test_paths_resolve_against_the_recipe_and_hub_names_do_not(tmp_path: Path) -> None:
@@ -54,6 +69,20 @@ def test_paths_resolve_against_the_recipe_and_hub_names_do_not(tmp_path: Path) -
     ("build", "message"),
     [
         ({"views": {"cuont": 3}}, "build.views.cuont: no such field"),
+        ({"modalities": {"rgb": "ir.jpg"}}, "build.modalities.rgb: name 'rgb' is taken by the image itself"),
+        (
+            {"modalities": {"a": "jpg"}},
+            "build.modalities.a: suffix 'jpg' is not a modality's; use one such as 'ir.jpg'",
+        ),
+        ({"modalities": {"a": "x.png", "b": ".X.png"}}, "build.modalities: two modalities have one suffix"),
+        ({"modalities": {"a": {"range": "type"}}}, "build.modalities.a.suffix: Field required"),
+        ({"modalities": {"a": {"suffix": "x.png", "range": [1, 1]}}}, "a.range: range [1, 1] must satisfy LOW < HIGH"),
+        (
+            {"modalities": {"a": {"suffix": "x.png", "range": "all"}}},
+            "a.range: range 'all' must be type, image or [LOW",
+        ),
+        ({"modalities": {"a": {"suffix": "x.png", "range": [0, math.inf]}}}, "a.range: range [0, inf] must be type"),
+        ({"source": {"modalities": {"a": "x.png"}}}, "source.modalities: declare them in build.modalities instead"),
         ({"teachers": {"a": {}}}, "build.teachers.a.model: Field required"),
         ({"teachers": {"A": {"model": "x"}}}, "build.teachers.A: name 'A' must be of a-z"),
         ({"teachers": {"a": {"model": "x", "precision": "int8"}}}, "build.teachers.a.precision: Input should be"),

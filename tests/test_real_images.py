@@ -76,7 +76,7 @@ def test_a_teacher_sees_the_same_in_our_views_as_in_torchvisions(shared: Path, n
 
 
 def test_a_second_modality_is_carried(shared: Path, tmp_path: Path) -> None:
-    overrides = ["build.views.count=0", "build.source.modalities={thermal: ir.jpg}"]
+    overrides = ["build.views.count=0", "build.modalities={thermal: ir.jpg}"]
     source = str(shared / "data" / "roadscene")
     for name, extra in (("declared", overrides), ("not", overrides[:1])):
         reinforce.build(source, str(tmp_path / name), "cifar10", overrides=extra, limit_shards=1, limit_samples=5)

@@ -1,12 +1,25 @@
 """How a further modality of a sample, such as depth or a thermal image, is found in the tar and brought to 8 bits."""
 
-from typing import Any, Literal, Self
+from math import isfinite
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from reinforce.config.base import Strict
 
-ValueRange = Literal["type", "image"] | tuple[float, float]
+
+def _check_range(given: Any) -> Any:
+    if given in ("type", "image"):
+        return given
+    is_pair = isinstance(given, (list, tuple)) and len(given) == 2
+    if not is_pair or not all(isinstance(bound, (int, float)) and isfinite(bound) for bound in given):
+        raise ValueError(f"range {given!r} must be type, image or [LOW, HIGH]")
+    if not given[0] < given[1]:
+        raise ValueError(f"range {list(given)} must satisfy LOW < HIGH")
+    return tuple(given)
+
+
+ValueRange = Annotated[Literal["type", "image"] | tuple[float, float], BeforeValidator(_check_range)]
 """What becomes 0 and 255: `type`, all that the pixels' type holds; `image`, the least and the greatest value of each
 image; or two numbers, LOW and HIGH, beyond which values are clipped."""
 
@@ -38,6 +51,4 @@ class ModalityConfig(Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         object.__setattr__(self, "suffix", check_suffix(self.suffix))
-        if isinstance(self.range, tuple) and not self.range[0] < self.range[1]:
-            raise ValueError(f"range {list(self.range)} must satisfy LOW < HIGH")
         return self
