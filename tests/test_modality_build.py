@@ -1,0 +1,289 @@
+"""Further modalities in a dataset: what is stored of them, that they cost no sample, how a fault is found."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from jaxtyping import UInt8
+from PIL import Image
+from typer.testing import CliRunner
+
+import reinforce
+from reinforce.cli import app
+from reinforce.config import BuildConfig, parse_recipe
+from reinforce.exchange.datacompdr import import_datacompdr
+from reinforce.inspection.dataset_card import write_dataset_card
+from reinforce.inspection.report import write_report
+from reinforce.inspection.stats import inspect_dataset
+from reinforce.inspection.verify import verify_dataset
+from reinforce.plan import BuildOutline, BuildPlan
+from reinforce.sample import Embeddings
+from reinforce.shard_report import stored_report
+from reinforce.shards.dataset import DatasetMismatchError
+from reinforce.shards.schema import CARD_FILE, Signal, spine_file
+from reinforce.storage import open_store
+from reinforce.teachers import FakeTeacher, TokenizedText
+from tests.fakes import fake_plan, files_of, run
+from tests.forgery import flipped, forge_document, forge_file, with_column
+from tests.tars import Members, encode, image_bytes, pairs, write_tar
+
+THERMAL, DEPTH = Signal("modality", "thermal"), Signal("modality", "depth")
+MODALITIES = {"thermal": "ir.png", "depth": {"suffix": "depth.png", "range": [200, 4000]}}
+SOURCE = {"max_pixels": 5000}
+ONE = "modalities/thermal/one.parquet"
+
+
+def depth(index: int, width: int = 30, height: int = 20) -> bytes:
+    return encode(Image.fromarray((np.arange(width * height).reshape(height, width) * (7 + index)).astype(np.uint16)))
+
+
+def members() -> Members:
+    """k0 has both, k1..k6 lack one or another: not there, empty, no image, cut off, too large; k7 has it turned.
+
+    RGB images that are dropped have modalities too, and so has a key that comes again.
+    """
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    thermal = {
+        0: image_bytes(50, 33, 22), 2: b"", 3: b"nothing", 4: image_bytes(54)[:-60], 5: image_bytes(55, 100, 51),
+        6: encode(Image.new("L", (9, 8), 3)), 7: encode(Image.new("RGB", (12, 10)), "JPEG", exif=turned),
+    }  # fmt: skip
+    found = pairs(8)
+    found += [(f"{index:05d}.ir.png", data) for index, data in thermal.items()]
+    found += [(f"{index:05d}.DEPTH.png", depth(index)) for index in range(7)]
+    found += [("bad.png", b"none"), ("bad.ir.png", image_bytes(60)), ("alone.ir.png", image_bytes(61))]
+    return [*found, ("00000.ir.png", image_bytes(62)), ("00000.swir.png", image_bytes(63))]
+
+
+def plan(changes: dict[str, Any] | None = None, teachers: Any = None) -> BuildPlan:
+    return fake_plan({"modalities": MODALITIES, "source": SOURCE} | (changes or {}), teachers=teachers)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `source` and `dataset`: shards `one`, as above, and `sub/two`, in which all is well."""
+    folder = tmp_path_factory.mktemp("modalities")
+    write_tar(folder / "source/one.tar", members())
+    write_tar(folder / "source/sub/two.tar", [*pairs(5), *((f"{i:05d}.ir.png", image_bytes(i)) for i in range(5))])
+    summary = run(plan(), folder / "source", folder / "dataset")
+    assert (summary.failed, summary.done.num_kept) == ({}, 13)
+    reasons = {"no_modality": 2 + 1 + 5, "not_an_image": 1, "corrupt_image": 1, "too_many_pixels": 1}
+    assert {reason: summary.done.nulls[reason] for reason in reasons} == reasons
+    return folder
+
+
+@pytest.fixture
+def copy(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built / "dataset", tmp_path / "dataset"))
+
+
+def test_a_row_for_each_kept_sample(built: Path) -> None:
+    dataset = reinforce.open_dataset(str(built / "dataset"))
+    rows = dataset.read("one", [THERMAL, DEPTH])
+    assert rows.column("key").to_pylist() == [f"{index:05d}" for index in range(8)]
+    assert rows.column("modalities/thermal/null_reason").to_pylist() == [
+        None, "no_modality", "no_modality", "not_an_image", "corrupt_image", "too_many_pixels", None, None,
+    ]  # fmt: skip
+    # The last is turned: its header says 12 x 10.
+    for name, expected in (("width", [33, 9, 10]), ("height", [22, 8, 12])):
+        assert [size for size in rows.column(f"modalities/thermal/{name}").to_pylist() if size] == expected
+    assert rows.column("modalities/depth/null_reason").to_pylist() == [None] * 7 + ["no_modality"]
+    hashes = [hashlib.sha256(depth(index)).digest() for index in range(7)]
+    assert rows.column("modalities/depth/sha256").to_pylist() == [*hashes, None]
+    with dataset.open(THERMAL, "one") as file:
+        footer = file.footer
+    assert (footer["kind"], footer["weights_sha256"], footer["num_rows"]) == ("modality", None, 8)
+    assert footer["nulls"] == {"no_modality": 2, "not_an_image": 1, "corrupt_image": 1, "too_many_pixels": 1}
+    report = stored_report(dataset.store, "one", [THERMAL, DEPTH])
+    assert (report.num_kept, report.nulls["no_modality"]) == (8, 3)
+    document = dataset.signals[DEPTH]
+    spine = dataset.document["spine_fingerprint"]
+    assert document["content"] == {"spine": spine, "suffix": "depth.png", "range": [200.0, 4000.0]}
+    assert (document["columns"], document["model"]) == (["width", "height", "sha256", "null_reason"], None)
+
+
+def test_teachers_see_nothing_of_it(built: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    without = [(name, data) for name, data in members() if "depth" not in name.lower() and ".ir." not in name]
+    write_tar(bare / "one.tar", without)
+    run(fake_plan({"source": SOURCE}), bare, tmp_path / "dataset")
+    ours, theirs = (reinforce.open_dataset(str(path)) for path in (built / "dataset", tmp_path / "dataset"))
+    for signal in theirs.signals:
+        assert ours.table(signal, "one").equals(theirs.table(signal, "one"))
+    drops = [(row["key"], row["drop_reason"]) for row in ours.spine("one").to_pylist() if row["drop_reason"]]
+    assert drops == [("bad", "not_an_image"), ("alone", "missing_image"), ("00000", "duplicate_key")]
+
+
+class NoTeacher(FakeTeacher):
+    """It is loaded and never asked."""
+
+    def embed_images(self, views: UInt8[np.ndarray, "rows size size 3"]) -> Embeddings:
+        raise AssertionError("a teacher was asked")
+
+    def embed_tokens(self, texts: Sequence[TokenizedText]) -> Embeddings:
+        raise AssertionError("a teacher was asked")
+
+
+def test_what_is_missing_is_all_that_is_made(built: Path, copy: Path) -> None:
+    """Also of a dataset of an earlier version, which has the names of modalities in its spines and no such files."""
+    complete = files_of(copy)
+    shutil.rmtree(copy / "modalities/thermal")
+    (copy / "modalities/depth/one.parquet").unlink()
+    outline = BuildOutline(plan().config)
+    existing = {info.path for info in open_store(str(copy)).list()}
+    assert spine_file("one") in existing
+    assert not outline.is_complete("one", existing)
+    assert outline.is_complete("one", files_of(built / "dataset"))
+    kept = {path: path.stat().st_ino for path in copy.rglob("*.parquet")}
+    teachers = [NoTeacher("large", dim=12, image_size=24), NoTeacher("small", dim=8, image_size=16)]
+    summary = run(plan(teachers=teachers), built / "source", copy)
+    assert (summary.failed, summary.done.num_files, summary.done.num_views) == ({}, 3, 0)
+    assert files_of(copy) == complete
+    assert kept.items() <= {path: path.stat().st_ino for path in copy.rglob("*.parquet")}.items()
+
+
+@pytest.mark.parametrize(
+    ("modalities", "parts"),
+    [
+        (MODALITIES | {"thermal": {"suffix": "ir.png", "range": "image"}}, [
+            "modalities/thermal/signal.json was made differently", 'content.range is "type" there and "image" in this',
+            "a student may be given another range by student.data.modality_ranges",
+        ]),
+        (MODALITIES | {"swir": "swir.png"}, [
+            'spine.source.modalities.swir is null there and "swir.png" in this recipe. A dataset has the modalities '
+            "that it was begun with: use the same build.modalities, or another --output",
+        ]),
+        ({}, ['spine.source.modalities.thermal is "ir.png" there and null in this recipe', "another --output"]),
+    ],
+)  # fmt: skip
+def test_another_declaration_is_refused(built: Path, copy: Path, modalities: dict[str, Any], parts: list[str]) -> None:
+    before = files_of(copy)
+    with pytest.raises(DatasetMismatchError) as raised:
+        run(plan({"modalities": modalities}), built / "source", copy)
+    assert all(part in str(raised.value) for part in parts), raised.value
+    assert "\n" not in str(raised.value)
+    assert files_of(copy) == before
+
+
+def test_inspection_counts_them(built: Path, tmp_path: Path) -> None:
+    figures = inspect_dataset(str(built / "dataset"))
+    assert (figures.problems, figures.incomplete.count) == ((), 0)
+    found = {signal.folder: signal for signal in figures.signals}["modalities/thermal"]
+    assert (found.num_files, found.missing.count, found.num_values, found.max_norm_error) == (2, 0, 8, None)
+    assert found.nulls == {"corrupt_image": 1, "no_modality": 2, "not_an_image": 1, "too_many_pixels": 1}
+    assert [name.key for name in figures.null_examples["modalities/thermal"]] == ["00001", "00002", "00003"]
+    assert {drift.teacher for drift in figures.drifts} == {"large", "small"}
+    result = CliRunner().invoke(app, ["inspect", str(built / "dataset")])
+    assert "\nmodalities/thermal " in result.stdout
+    assert "1 too_many_pixels in modalities/thermal" in result.stdout
+    page = tmp_path / "page.html"
+    assert write_report(str(built / "dataset"), page, figures) == []
+    assert "too_many_pixels in modalities/thermal" in page.read_text().replace("<wbr>", "")
+
+
+def test_a_shard_without_its_file_and_a_file_without_its_document(copy: Path) -> None:
+    (copy / "modalities/depth/sub/two.parquet").unlink()
+    (copy / "modalities/thermal/signal.json").unlink()
+    figures = inspect_dataset(str(copy))
+    assert {signal.folder: signal.missing.examples for signal in figures.signals}["modalities/depth"] == ("sub/two",)
+    assert [problem.path for problem in figures.problems if "signal.json" in problem.what] == ["modalities/thermal"]
+    whats = {fault.path: fault.what for fault in verify_dataset(str(copy)).faults}
+    assert whats["modalities/depth/sub/two.parquet"] == "is missing"
+    assert whats[ONE] == "no signal.json says what it is"
+
+
+def test_nothing_wrong_is_found_in_what_was_built(built: Path) -> None:
+    found = verify_dataset(str(built / "dataset"))
+    assert (found.faults, found.num_shards, found.num_sources) == ((), 2, 2)
+
+
+def first(table: Any, name: str, value: object) -> Any:
+    return with_column(table, name, [value, *table.column(name).to_pylist()[1:]])
+
+
+@pytest.mark.parametrize(
+    ("change", "column", "what"),
+    [
+        (lambda t: first(t, "null_reason", "bored"), "null_reason", "'bored' is none of the format"),
+        (lambda t: first(t, "null_reason", "no_modality"), "null_reason", "the spine says that the sample has it"),
+        (lambda t: first(t, "width", None), "width", "is None in a row that is not null"),
+        (lambda t: first(t, "height", 0), "height", "is 0 in a row that is not null"),
+        (lambda t: first(t, "sha256", None), "sha256", "is null in a row that is not null"),
+        (lambda t: t.take([1, 0, *range(2, len(t))]), "key", "the same rows in another order"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be(copy: Path, change: Callable[[Any], Any], column: str, what: str) -> None:
+    forge_file(copy / ONE, change)
+    faults = verify_dataset(str(copy), with_source=False).faults
+    assert any((fault.path, fault.column, fault.row) == (ONE, column, 0) and what in fault.what for fault in faults)
+
+
+def test_a_modality_that_the_spine_does_not_have(copy: Path) -> None:
+    reasons = [None] * 8
+    forge_file(copy / ONE, lambda table: with_column(table, "null_reason", reasons), lambda f: f.update(nulls={}))
+    whats = [(fault.key, fault.what) for fault in verify_dataset(str(copy)).faults if fault.column == "null_reason"]
+    assert whats == [(key, "is None, and the spine says that the sample has none") for key in ("00001", "00002")]
+
+
+def test_footers_and_documents_that_lie(copy: Path) -> None:
+    forge_file(copy / ONE, change_footer=lambda footer: footer["nulls"].update(no_modality=3))
+    forge_document(copy / "modalities/depth/signal.json", lambda document: document["content"].update(suffix="d.png"))
+    forge_document(copy / "modalities/thermal/signal.json", lambda document: document["columns"].reverse())
+    faults = verify_dataset(str(copy), with_source=False).faults
+    found = {(fault.path, fault.what) for fault in faults}
+    assert (
+        "modalities/depth/signal.json",
+        "content.suffix is not that of spine.source.modalities in dataset.json",
+    ) in found
+    assert any("columns null_reason, sha256, height, width are not those of a modality" in what for _, what in found)
+    forge_document(copy / "modalities/thermal/signal.json", lambda document: document["columns"].reverse())
+    assert any("nulls is" in fault.what for fault in verify_dataset(str(copy)).faults if fault.path == ONE)
+
+
+def test_flipped_bits(copy: Path) -> None:
+    for path in (copy / "modalities").rglob("*.*"):
+        for position in range(5 * 8, 8 * path.stat().st_size, 8 * path.stat().st_size // 5):
+            with flipped(path, position):
+                faults = verify_dataset(str(copy), with_source=False).faults
+            assert str(path.relative_to(copy)) in {fault.path for fault in faults}, (path, position)
+
+
+def test_other_images_in_the_tar(built: Path, copy: Path, tmp_path: Path) -> None:
+    """Another image, and a row that says another size than the image has."""
+    shutil.copytree(built / "source", tmp_path / "source")
+    changed = [(name, image_bytes(70) if name == "00000.ir.png" else data) for name, data in members()]
+    write_tar(tmp_path / "source/one.tar", changed)
+    forge_file(copy / ONE, lambda table: with_column(table, "width", [33, None, None, None, None, None, 8, 10]))
+    faults = verify_dataset(str(copy), root=str(tmp_path / "source")).faults
+    assert {(fault.column, fault.key, fault.what) for fault in faults if fault.column} == {
+        ("modalities/thermal", "00000", "has another image than the dataset was made from"),
+        ("modalities/thermal", "00006", "is 9 x 8, in the dataset 8 x 8"),
+    }
+
+
+def test_the_card_names_it_and_its_recipe_is_one(copy: Path) -> None:
+    teachers = {"large": {"model": "m"}, "small": {"model": "m"}}
+    config = BuildConfig.model_validate({"modalities": MODALITIES, "teachers": teachers})
+    assert write_dataset_card(open_store(str(copy)), config)
+    card = (copy / CARD_FILE).read_text()
+    assert "| `modalities/depth` |  | depth.png, range [200.0, 4000.0] |" in card
+    assert "what `depth` says" not in card
+    assert "has no line for" not in card
+    recipe = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
+    assert "source" not in recipe["build"]
+    assert parse_recipe(recipe).build == config
+
+
+def test_packed_tars_say_that_they_have_none(built: Path, tmp_path: Path) -> None:
+    assert not run(plan({"views": {"count": 2}}), built / "source", tmp_path / "dataset").failed
+    result = CliRunner().invoke(app, ["pack", str(tmp_path / "dataset"), "--output", str(tmp_path / "packed")])
+    assert result.exit_code == 0, result.output
+    assert "the packed layout has one image a sample: those of depth, thermal are left out" in result.stderr
+    import_datacompdr(str(tmp_path / "packed"), str(tmp_path / "back"), dims={}, logit_scales={})
+    assert verify_dataset(str(tmp_path / "back")).faults == ()
+    assert not (tmp_path / "back" / "modalities").exists()
