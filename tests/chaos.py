@@ -213,7 +213,7 @@ def _outcome(chaos: _Chaos, client: Any) -> Outcome:
     files = {path: store.read(path) for path in paths if not path.startswith("runs/")}
     dataset = open_dataset(URIS[1])
     keys = Counter(key for stem in dataset.stems for key in dataset.spine(stem).column("key").to_pylist())
-    known = ("samples/", "captions/", "embeddings/", "banks/", "dataset.json", "runs/")
+    known = ("samples/", "captions/", "embeddings/", "modalities/", "banks/", "dataset.json", "runs/")
     others = [path for path in paths if not path.startswith(known) or "#" in path or "probe" in path]
     return Outcome(
         chaos.events, chaos.num_drivers, chaos.proxy.num_faults, files, keys, _recomputed(chaos.proxy), others

@@ -13,7 +13,7 @@ from reinforce.sample import Embeddings
 from reinforce.storage import open_store
 from reinforce.teachers import FakeTeacher
 from tests.fakes import fake_plan, files_of, run
-from tests.tars import pairs, write_tar
+from tests.tars import image_bytes, pairs, write_tar
 
 NUM_KILLS = 20
 MIN_KILLS_BETWEEN_COMMITS = 12
@@ -29,7 +29,8 @@ class UnhurriedTeacher(FakeTeacher):
 
 
 def plan() -> BuildPlan:
-    return fake_plan(teachers=[UnhurriedTeacher("large", dim=12, image_size=24), FakeTeacher("small", dim=8)])
+    teachers = [UnhurriedTeacher("large", dim=12, image_size=24), FakeTeacher("small", dim=8)]
+    return fake_plan({"modalities": {"thermal": "ir.png"}}, teachers=teachers)
 
 
 def build(source: Path, output: Path) -> None:
@@ -51,7 +52,8 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
     print(f"REINFORCE_KILL_SEED={seed}")
     generator = random.Random(seed)
     for stem in SHARDS:
-        write_tar(tmp_path / "in" / f"{stem}.tar", pairs(17, start=ord(stem)))
+        thermal = [(f"{index:05d}.ir.png", image_bytes(index)) for index in range(ord(stem), ord(stem) + 9)]
+        write_tar(tmp_path / "in" / f"{stem}.tar", [*pairs(17, start=ord(stem)), *thermal])
     build(tmp_path / "in", tmp_path / "undisturbed")
     expected = files_of(tmp_path / "undisturbed")
     commits = [path.stat().st_mtime for path in (tmp_path / "undisturbed").rglob("*.parquet")]

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -36,16 +37,16 @@ def events(output: Path, kind: str) -> list[dict]:
     return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
-def built_here(source: Path, output: Path) -> dict[str, bytes]:
-    run(load_fakes(BuildConfig.model_validate(CONFIG)), source, output)
+def built_here(source: Path, output: Path, config: dict[str, Any] | None = None) -> dict[str, bytes]:
+    run(load_fakes(BuildConfig.model_validate(CONFIG | (config or {}))), source, output)
     return files_of(output)
 
 
 def test_good_bad_faulty_and_deadly_shards(cluster: RayNodes, tmp_path: Path) -> None:
     source = write_shards(tmp_path / "in", [*"abcdef", "deadly", "faulty"])
     (source / "bad.tar").write_bytes(b"<html>")
-    output = tmp_path / "out"
-    summary = run_on_ray(source, output)
+    output, config = tmp_path / "out", {"modalities": {"depth": "depth.png"}}
+    summary = run_on_ray(source, output, config=config)
     # What is good is done, with the bytes of a local build; what is not is given up, each for its own reason.
     assert sorted(summary.failed) == ["bad", "deadly", "faulty"]
     assert summary.done.num_samples == 6 * 9, "also of a shard whose report died with its worker"
@@ -54,7 +55,7 @@ def test_good_bad_faulty_and_deadly_shards(cluster: RayNodes, tmp_path: Path) ->
     # A worker may die while it commits the shard before; the next start sweeps what that leaves, as here.
     open_store(str(output)).sweep_temporaries()
     data = {path: content for path, content in files_of(output).items() if not path.startswith("failures/")}
-    assert data == built_here(source, tmp_path / "local")
+    assert data == built_here(source, tmp_path / "local", config)
     attempts = {stem: json.loads((output / f"failures/{stem}.json").read_text())["attempts"] for stem in summary.failed}
     assert len(attempts["bad"]) == 1, "bad input is not tried again"
     assert attempts["faulty"] == ["RuntimeError: this shard cannot be captioned"] * 3
@@ -63,13 +64,13 @@ def test_good_bad_faulty_and_deadly_shards(cluster: RayNodes, tmp_path: Path) ->
     assert len({event["node"] for event in events(output, "failed") if event["stem"] == "faulty"}) == 2
     # Nothing is computed again. A bank that is all that is missing is written by a worker that starts for it.
     banks = {"things": {"labels": ["cat", "boat"]}, "more": {"labels": ["sky", "Sky"]}}
-    again = run_on_ray(source, output, config={"banks": banks})
+    again = run_on_ray(source, output, config=config | {"banks": banks})
     assert (again.num_complete_before, again.done.num_files) == (6, 0)
     assert again.banks == ("bank more: 1 label x 1 template, written for large, small; 1 repeated label left out",)
     assert read_bank(str(output / "banks" / "more"), "small").labels == ("sky",)
     # What failed can be named.
     write_shards(source, ["faulty"])
-    again = run_on_ray(source, output, retry_failed=True)
+    again = run_on_ray(source, output, config=config, retry_failed=True)
     assert (again.num_shards, list(again.failed)) == (1, ["faulty"])
 
 

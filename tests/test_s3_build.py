@@ -10,7 +10,7 @@ import reinforce
 from reinforce import storage
 from tests.fakes import fake_plan, files_of, run
 from tests.s3_server import S3Server
-from tests.tars import pairs, write_tar
+from tests.tars import image_bytes, pairs, write_tar
 
 KEY_ID = "AKIAEXAMPLEKEYID1234"
 SECRET = "s3cr3t/ThatMustNotBe+Seen0123456789abcdef"
@@ -45,13 +45,15 @@ def test_s3_to_s3_is_the_local_build_and_keeps_its_secrets(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     for stem in ("a", "folder/b"):
-        path = write_tar(tmp_path / "in" / f"{stem}.tar", pairs(7, start=len(stem)))
+        members = [*pairs(7, start=len(stem)), (f"{len(stem):05d}.ir.png", image_bytes(9))]
+        path = write_tar(tmp_path / "in" / f"{stem}.tar", members)
         server.client().upload_file(str(path), "source-bucket", f"shards/{stem}.tar")
     server.client().put_object(Bucket="source-bucket", Key="shards/bad.tar", Body=b"<html>")
     source, target = "s3://source-bucket/shards?profile=in", "s3://target-bucket/dataset?profile=out"
-    summary = run(fake_plan(), source, target)
+    config = {"modalities": {"thermal": "ir.png"}}
+    summary = run(fake_plan(config), source, target)
     assert list(summary.failed) == ["bad"]
-    run(fake_plan(), tmp_path / "in", tmp_path / "local")
+    run(fake_plan(config), tmp_path / "in", tmp_path / "local")
     remote, local = objects(target), files_of(tmp_path / "local")
     runs = {name: data for name, data in remote.items() if name.startswith("runs/")}
     assert runs
@@ -59,9 +61,10 @@ def test_s3_to_s3_is_the_local_build_and_keeps_its_secrets(
     data = {name: content for name, content in remote.items() if name.endswith(".parquet")}
     assert data == {name: content for name, content in local.items() if name.endswith(".parquet")}
     # What another run finds is complete, and reads back over the network.
-    assert run(fake_plan(), source, target).done.num_samples == 0
+    assert run(fake_plan(config), source, target).done.num_samples == 0
     dataset = reinforce.open_dataset(target)
     assert dataset.read("folder/b", ["embeddings/large/image"]).num_rows == 7
+    assert dataset.table("modalities/thermal", "a").column("null_reason").to_pylist() == [None] + ["no_modality"] * 6
     seen = capfd.readouterr()
     left = [*remote.values(), seen.out.encode(), seen.err.encode(), caplog.text.encode(), " ".join(sys.argv).encode()]
     for secret in (SECRET, TOKEN, KEY_ID):
