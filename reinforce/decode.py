@@ -15,7 +15,7 @@ from reinforce.rgb import FORMATS, ImageError, is_turned, load_rgb
 from reinforce.rgb import open_image as open_or_raise
 from reinforce.sample import RGB, Drop, DropReason, ModalityImage, NullReason
 
-__all__ = ["decode", "examine_modality", "is_stored_turned", "is_turned", "open_image"]
+__all__ = ["decode", "decode_modality", "examine_modality", "is_stored_turned", "is_turned", "open_image"]
 
 
 def decode(data: bytes, max_pixels: int) -> RGB | Drop:
@@ -32,6 +32,14 @@ def decode(data: bytes, max_pixels: int) -> RGB | Drop:
         except RuntimeError:  # what that decoder refuses is Pillow's to judge
             pass
         return np.array(load_rgb(image))
+    except ImageError as error:
+        return _drop(error)
+
+
+def decode_modality(data: bytes, value_range: ValueRange, max_pixels: int) -> RGB | Drop:
+    """Decodes an image of a further modality to three channels of 8 bits, as `load_modality`, or says why not."""
+    try:
+        return load_modality(data, value_range, max_pixels)
     except ImageError as error:
         return _drop(error)
 

@@ -29,8 +29,8 @@ class Views(Protocol):
     def lacks(self, row: int, index: int) -> bool:
         """Whether this row has no view `index`."""
 
-    def knows_size(self, row: int) -> bool:
-        """Whether the size of this row's image is known; else its boxes are in pixels as the image stores them."""
+    def recorded_size(self, row: int) -> Size | None:
+        """Of this row's image, upright; None if it is not known: its boxes are in pixels as the image stores them."""
 
     def view(self, row: int, index: int, size: Size) -> View:
         """View `index` of a row whose image, upright, is of this size; raises `ImageMismatchError` if there is none."""
@@ -47,8 +47,8 @@ class DrawnViews:
     def lacks(self, row: int, index: int) -> bool:
         return False
 
-    def knows_size(self, row: int) -> bool:
-        return True
+    def recorded_size(self, row: int) -> Size | None:
+        return self.sizes[row]
 
     def view(self, row: int, index: int, size: Size) -> View:
         return _checked(draw(self.policy, self.seeds[row], index, *self.sizes[row]), size)
@@ -65,8 +65,8 @@ class ExplicitViews:
     def lacks(self, row: int, index: int) -> bool:
         return index > 0 and self.columns[index][row] is None
 
-    def knows_size(self, row: int) -> bool:
-        return self.sizes[row] is not None
+    def recorded_size(self, row: int) -> Size | None:
+        return self.sizes[row]
 
     def view(self, row: int, index: int, size: Size) -> View:
         if index == 0:

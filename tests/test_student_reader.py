@@ -391,7 +391,7 @@ def test_signals_of_another_source_are_refused(dataset: Path, tmp_path: Path) ->
 def test_a_sample_that_is_not_in_the_tar_is_told(dataset: Path, tmp_path: Path) -> None:
     other = write_source(tmp_path / "other")
     write_tar(other / "a.tar", [("else.png", image_bytes(0))])
-    with pytest.raises(ReadError, match=r"shard a: sample a-00. is not in the tar"):
+    with pytest.raises(ReadError, match=r"shard a: sample a-00.: its image is not in the tar"):
         list(read(plan_of(dataset, root=str(other)), epochs=1))
 
 

@@ -72,6 +72,12 @@ class SourceShard:
                 found[entry.key] = entry.members[suffix]
         return found
 
+    def modality(self, name: str) -> dict[str, Member]:
+        """Where in the tar each key's member of a declared modality is, of the keys that have one."""
+        suffix = self.config.modalities[name]
+        entries = [entry for entry in self._entries if not entry.is_duplicate]
+        return {entry.key: entry.members[suffix] for entry in entries if suffix in entry.members}
+
     def samples(
         self,
         *,

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from reinforce.sample import Pixels
@@ -33,7 +33,8 @@ class Row:
     shard: VisitedShard
     index: int
     reading: Reading
-    pixels: Pixels
+    pixels: tuple[Pixels, ...]
+    """By modality in use."""
 
 
 def assemble(rows: Sequence[Row], plan: ReadPlan, tokenizer: Tokenizer, *, has_repeats: bool) -> Batch:
@@ -62,7 +63,7 @@ def assemble(rows: Sequence[Row], plan: ReadPlan, tokenizer: Tokenizer, *, has_r
     return Batch(
         keys=keys,
         stems=stems,
-        images=torch.from_numpy(np.stack([row.pixels for row in rows])).permute(0, 3, 1, 2),
+        images=_stack(rows, 0),
         texts=tokens,
         teacher_images={name: gather(partial(_image_rows, name=name)) for name in plan.teachers},
         teacher_texts={
@@ -70,8 +71,13 @@ def assemble(rows: Sequence[Row], plan: ReadPlan, tokenizer: Tokenizer, *, has_r
             for role in plan.roles
         },
         counts=counts,
+        modalities={name: _stack(rows, place) for place, name in enumerate(plan.data.modalities) if place},
         images_of=_numbers(stems, keys) if has_repeats else None,
     )
+
+
+def _stack(rows: Sequence[Row], place: int) -> UInt8[Tensor, "batch 3 size size"]:
+    return torch.from_numpy(np.stack([row.pixels[place] for row in rows])).permute(0, 3, 1, 2)
 
 
 def _image_rows(reading: Reading, *, name: str) -> Rows:

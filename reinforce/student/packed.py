@@ -48,7 +48,7 @@ def open_packed_shard(plan: ReadPlan, packed: Notes, visit: Visit, tar: Path) ->
             rows.add(next(iter(sample.fields[UID_FIELD]), sample.key), parsed)
     readings = rows.readings(plan)
     views = ExplicitViews(rows.sizes, rows.views)
-    usable, counts = usable_rows(plan, visit.stem, rows.keys, readings, views)
+    usable, counts = usable_rows(plan, visit.stem, rows.keys, readings, views, {})
     return VisitedShard(visit, rows.keys, readings, usable, drops + counts, rows.sha256s, views, plan, tar, members)
 
 

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from reinforce.config import ConfigError, DataConfig, SourceConfig, ViewPolicy
+from reinforce.config import ConfigError, DataConfig, ModalityConfig, SourceConfig, ViewPolicy
 from reinforce.exchange.notes import Notes, PackedDataset, open_dataset_or_packed, read_front
+from reinforce.sample import RGB_MODALITY
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.dataset import Dataset
 from reinforce.shards.schema import Signal, view_column
@@ -46,6 +47,13 @@ class ReadPlan:
     selection: Selection | None = None
     packed: Notes | None = None
     """Of tars that hold signals as well as images."""
+    modalities: dict[str, ModalityConfig] = field(default_factory=dict)
+    """Those that are read besides RGB, as they are read, in the order of `data.modalities`."""
+
+    @property
+    def reads_rgb(self) -> bool:
+        """Whether the images themselves are decoded."""
+        return RGB_MODALITY in self.data.modalities
 
     @property
     def captioners(self) -> tuple[str, ...]:
@@ -102,9 +110,11 @@ def plan_reading(
     images = {signal.model: document for signal, document in dataset.signals.items() if signal.kind == "image"}
     teachers = _chosen("teachers", data.teachers, images) if uses_teachers else {}
     num_captions = _caption_sources(dataset, data, tuple(teachers)) if reads_captions else {}
+    modalities = _modalities(dataset, data)
     signals = [Signal("image", name) for name in teachers]
     signals += [Signal("captions", name) for name in num_captions if name != ORIGINAL]
     signals += [Signal("text", teacher, source) for teacher in teachers for source in num_captions]
+    signals += [Signal("modality", name) for name in modalities]
     num_views = _num_views(data, images, teachers, dataset.stores_views)
     if data.views_per_decode > max(1, num_views):
         raise ConfigError(
@@ -131,7 +141,30 @@ def plan_reading(
         fingerprints={signal.folder: dataset.signals[signal]["fingerprint"] for signal in signals},
         selection=selection,
         packed=packed,
+        modalities=modalities,
     )
+
+
+def _modalities(dataset: Dataset, data: DataConfig) -> dict[str, ModalityConfig]:
+    """The modalities besides RGB that are read, with the dataset's range or the recipe's."""
+    found = {signal.model: document for signal, document in dataset.signals.items() if signal.kind == "modality"}
+    wanted = [name for name in data.modalities if name != RGB_MODALITY]
+    if wanted and isinstance(dataset, PackedDataset):
+        raise ConfigError("student.data.modalities: packed tars hold rgb alone; train from the dataset they are of")
+    for option, names in (("modalities", wanted), ("modality_ranges", list(data.modality_ranges))):
+        unknown = next((name for name in names if name not in found), None)
+        if unknown is not None:
+            has = _names({**found, RGB_MODALITY: None} if option == "modalities" else found)
+            raise ConfigError(
+                f"student.data.{option}: the dataset has no {unknown!r}; it has {has} (build.modalities adds one)"
+            )
+    return {
+        name: ModalityConfig(
+            suffix=found[name]["content"]["suffix"],
+            range=data.modality_ranges.get(name, found[name]["content"]["range"]),
+        )
+        for name in wanted
+    }
 
 
 def _chosen(field: str, wanted: tuple[str, ...] | None, found: dict[str, Any]) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class _Image:
 
     shard: VisitedShard
     row: int
-    pixels: list[Pixels]
+    pixels: list[tuple[Pixels, ...]]
     end: Position
     """Where its worker goes on after it."""
 
@@ -206,7 +206,7 @@ class _Stream:
             del image.pixels[:num_rows]
         return rows
 
-    def _load(self, shard: VisitedShard, row: int) -> list[Pixels] | None:
+    def _load(self, shard: VisitedShard, row: int) -> list[tuple[Pixels, ...]] | None:
         """The views of a row; None, and counted, if the recipe skips what is wrong with it."""
         try:
             pixels = shard.load(row, self.settings.image_size, self.clock)

@@ -60,6 +60,10 @@ class SignalReader:
         table = self.read(signal, columns)
         return {column: to_numpy(table.column(column)) for column in columns}
 
+    def modality(self, name: str) -> pa.Table:
+        """What a build found of a further modality of each row: `sha256` and `null_reason`."""
+        return self.read(Signal("modality", name), ["sha256", "null_reason"])
+
     def _check_footer(self, file: ShardFile, signal: Signal) -> None:
         expected = {
             "stem": self._stem,

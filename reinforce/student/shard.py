@@ -7,8 +7,8 @@ comes, and every view of the visit rendered from it.
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,21 +18,24 @@ from jaxtyping import Bool, Int64
 
 from reinforce.decode import decode, is_stored_turned
 from reinforce.replay import ImageMismatchError, Views, drawn_views, read_explicit_views
-from reinforce.sample import Drop, Pixels
+from reinforce.sample import RGB, RGB_MODALITY, Drop, Pixels, View
 from reinforce.shards.dataset import Dataset
+from reinforce.shards.explicit import Size
 from reinforce.shards.source import Member, SourceShard
 from reinforce.student.choices import Visit, permutation
+from reinforce.student.modality import ShardModality, read_modalities
 from reinforce.student.plan import ReadPlan
 from reinforce.student.readings import Reading, SignalReader, take_readings
 from reinforce.student.stopwatch import Stopwatch
-from reinforce.views.render import render
+from reinforce.views.render import render, render_modality
 
 _SPINE_COLUMNS = ["key", "captions", "image_width", "image_height", "image_sha256", "view_seed", "drop_reason"]
 
 
 @dataclass
 class VisitedShard:
-    """The rows of one visit. `usable` are those with a caption of every role and every embedding, in every reading."""
+    """The rows of one visit. `usable` are those with a caption of every role and every embedding, in every reading, and
+    an image of every modality."""
 
     visit: Visit
     keys: list[str]
@@ -47,31 +50,49 @@ class VisitedShard:
     tar: Path
     members: Sequence[Member | None]
     """Each row's image in the tar, if it is there."""
+    modalities: dict[str, ShardModality] = field(default_factory=dict)
+    """Those in use besides RGB."""
     _file: BinaryIO | None = None
 
-    def load(self, row: int, size: int, clock: Stopwatch) -> list[Pixels] | Drop:
-        """The views of one row, by reading, or why its image does not decode; raises `ImageMismatchError`."""
+    def load(self, row: int, size: int, clock: Stopwatch) -> list[tuple[Pixels, ...]] | Drop:
+        """The pixels of one row, by reading, then by modality in use; or why an image of it does not decode.
+
+        Raises `ImageMismatchError` for images that are not those of the dataset.
+        """
         clock.start()
-        key = self.keys[row]
-        data = self._read(row)
-        expected = self.image_sha256s[row] if self.plan.data.verify_images else None
-        if expected is not None and hashlib.sha256(data).digest() != expected:
-            raise ImageMismatchError(f"sample {key}: its image is not the one the signals were made from (sha256)")
-        clock.lap("read")
-        image = decode(data, self.plan.source.max_pixels)
-        clock.lap("decode")
-        if isinstance(image, Drop):
-            return image
-        if not self.views.knows_size(row) and is_stored_turned(data):
-            raise ImageMismatchError(f"sample {key}: its image is turned by EXIF, its boxes are not")
-        image_size = (image.shape[1], image.shape[0])
+        images: dict[str, RGB] = {}
+        for name in self.plan.data.modalities:
+            image = self._decode(self.modalities.get(name), row, clock)
+            if isinstance(image, Drop):
+                return image
+            images[name] = image
+        rgb = images.get(RGB_MODALITY)
+        rgb_size = self.views.recorded_size(row) if rgb is None else (rgb.shape[1], rgb.shape[0])
+        if rgb_size is None:
+            raise ImageMismatchError(f"sample {self.keys[row]}: the dataset does not say how large its image is")
         try:
-            views = [self.views.view(row, reading.view, image_size) for reading in self.readings]
+            views = [self.views.view(row, reading.view, rgb_size) for reading in self.readings]
         except ImageMismatchError as error:
-            raise ImageMismatchError(f"sample {key}: {error}") from None
-        pixels = [render(image, view, size) for view in views]
+            raise ImageMismatchError(f"sample {self.keys[row]}: {error}") from None
+        pixels = [_render(images, view, size, rgb_size) for view in views]
         clock.lap("render")
         return pixels
+
+    def _decode(self, modality: ShardModality | None, row: int, clock: Stopwatch) -> RGB | Drop:
+        """A row's image of a modality, or the RGB one, in memory of its own."""
+        if modality is None:
+            data = self._read(row, self.members[row], self.image_sha256s[row], "its image")
+            clock.lap("read")
+            image = decode(data, self.plan.source.max_pixels)
+            if not isinstance(image, Drop) and self.views.recorded_size(row) is None and is_stored_turned(data):
+                raise ImageMismatchError(f"sample {self.keys[row]}: its image is turned by EXIF, its boxes are not")
+        else:
+            name = f"its {modality.name} image"
+            data = self._read(row, modality.members[row], modality.sha256s[row], name)
+            clock.lap("read")
+            image = modality.decode(data, self.plan.source.max_pixels)
+        clock.lap("decode")
+        return image
 
     def close(self) -> None:
         """Closes the tar; `load` opens it again."""
@@ -79,15 +100,27 @@ class VisitedShard:
             self._file.close()
             self._file = None
 
-    def _read(self, row: int) -> bytes:
-        member = self.members[row]
+    def _read(self, row: int, member: Member | None, sha256: bytes | None, what: str) -> bytes:
         if member is None:
-            raise ImageMismatchError(f"sample {self.keys[row]} is not in the tar")
+            raise ImageMismatchError(f"sample {self.keys[row]}: {what} is not in the tar")
         if self._file is None:
             # Opened once: opening it for every image takes seven times as long as reading one.
             self._file = self.tar.open("rb")
         self._file.seek(member.offset)
-        return self._file.read(member.num_bytes)
+        data = self._file.read(member.num_bytes)
+        if self.plan.data.verify_images and sha256 is not None and hashlib.sha256(data).digest() != sha256:
+            raise ImageMismatchError(
+                f"sample {self.keys[row]}: {what} is not the one the signals were made from (sha256)"
+            )
+        return data
+
+
+def _render(images: dict[str, RGB], view: View, size: int, rgb_size: Size) -> tuple[Pixels, ...]:
+    """The same view of every modality."""
+    return tuple(
+        render(image, view, size) if name == RGB_MODALITY else render_modality(image, view, size, rgb_size)
+        for name, image in images.items()
+    )
 
 
 def open_shard(plan: ReadPlan, dataset: Dataset, visit: Visit, tar: Path) -> VisitedShard:
@@ -103,21 +136,29 @@ def open_shard(plan: ReadPlan, dataset: Dataset, visit: Visit, tar: Path) -> Vis
         views: Views = read_explicit_views(dataset, visit.stem, reader.keys, source_sha256, indices)
     else:
         views = drawn_views(plan.policy, spine)
-    usable, counts = usable_rows(plan, visit.stem, reader.keys, readings, views)
-    images = SourceShard(tar, plan.source).images()
+    source = SourceShard(tar, plan.source)
+    modalities = read_modalities(plan, reader, source)
+    usable, counts = usable_rows(plan, visit.stem, reader.keys, readings, views, modalities)
+    images = source.images()
     members = [images.get(key) for key in reader.keys]
     sha256s = spine.column("image_sha256").to_pylist()
-    return VisitedShard(visit, reader.keys, readings, usable, counts, sha256s, views, plan, tar, members)
+    return VisitedShard(visit, reader.keys, readings, usable, counts, sha256s, views, plan, tar, members, modalities)
 
 
 def usable_rows(
-    plan: ReadPlan, stem: str, keys: list[str], readings: list[Reading], views: Views
+    plan: ReadPlan,
+    stem: str,
+    keys: list[str],
+    readings: list[Reading],
+    views: Views,
+    modalities: Mapping[str, ShardModality],
 ) -> tuple[Int64[np.ndarray, " usable"], Counter[str]]:
     """The rows to use; the others counted by the first reason that applies."""
     reasons: list[tuple[str, Bool[np.ndarray, " rows"]]] = []
     if plan.selection is not None:
         selected = plan.selection.keys(stem)
         reasons.append(("not_selected", np.array([key not in selected for key in keys], bool)))
+    reasons += [(f"no_{name}", modality.is_absent) for name, modality in modalities.items()]
     for reading in readings:
         for role, of_role in reading.captions.items():
             reasons.append((f"no_{role}_caption", np.array([caption is None for caption in of_role], bool)))

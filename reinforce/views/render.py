@@ -1,4 +1,5 @@
-"""The pixels of a view: crop and resize, flip, then the operations in order.
+"""The pixels of a view: crop and resize, flip, then the operations in order. Of a further modality, without those that
+change colours.
 
 Part of the dataset format, because stored embeddings depend on the pixels. Resizing is bicubic (a = -1/2) with
 antialiasing: torch's kernel for 8-bit channels-last images where the crop lies on whole pixels, Pillow's where its
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from reinforce.sample import RGB, Box, Pixels, View
+from reinforce.sample import RGB, Box, Pixels, View, ViewOp
+from reinforce.views.draw import GEOMETRIC_OPS
 from reinforce.views.ops import apply_op
 
 MAX_ASPECT_RATIO_RESIZED_WHOLE = 4
@@ -28,12 +30,31 @@ def render(image: RGB, view: View, size: int) -> Pixels:
     The image may be a scaled copy of the one the box was drawn for, with the sides off by less than a pixel; the box
     scales as an exact fraction of the image. Raises ValueError if it has another aspect ratio, naming both sizes.
     """
+    height, width = image.shape[:2]
+    if view.box is not None and not matches(view.box, width, height):
+        raise ValueError(
+            f"the view was drawn for an image of {view.box.image_width} x {view.box.image_height} pixels; "
+            f"an image of {width} x {height} has another aspect ratio"
+        )
     pixels = _render_clean(image, size) if view.box is None else _render_box(image, view.box, size)
-    if view.hflip:
-        pixels = np.ascontiguousarray(pixels[:, ::-1])
-    for op in view.ops:
-        pixels = apply_op(pixels, op)
-    return pixels
+    return _finish(pixels, view.hflip, view.ops)
+
+
+def render_modality(image: RGB, view: View, size: int, rgb_size: tuple[int, int]) -> Pixels:
+    """The view of a further modality of a sample, registered with its RGB image of `rgb_size` (width, height).
+
+    It shows the part of the scene that `render` shows of the RGB image, clean views too: the box is that fraction of
+    the modality, whatever its size. It is flipped and its pixels are moved alike; operations on colours are left out.
+    Where both have one aspect ratio, these are the pixels of `render` for the view without those operations.
+    """
+    height, width = image.shape[:2]
+    ops = tuple(op for op in view.ops if op.name in GEOMETRIC_OPS)
+    rgb_width, rgb_height = rgb_size
+    if view.box is None and matches(Box(0, 0, rgb_height, rgb_width, rgb_width, rgb_height), width, height):
+        pixels = _render_clean(image, size)
+    else:
+        pixels = _render_box(image, view.box or _clean_box(rgb_width, rgb_height, size), size)
+    return _finish(pixels, view.hflip, ops)
 
 
 def matches(box: Box, image_width: int, image_height: int) -> bool:
@@ -46,34 +67,43 @@ def matches(box: Box, image_width: int, image_height: int) -> bool:
     ) * box.image_width < (image_width + 1) * box.image_height
 
 
-def _render_clean(image: RGB, size: int) -> Pixels:
-    height, width = image.shape[:2]
+def _finish(pixels: Pixels, hflip: bool, ops: tuple[ViewOp, ...]) -> Pixels:
+    if hflip:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    for op in ops:
+        pixels = apply_op(pixels, op)
+    return pixels
+
+
+def _clean_box(width: int, height: int, size: int) -> Box:
+    """What the clean view keeps, in pixels of the image of `width` x `height` as it is resized."""
     short, long = min(height, width), max(height, width)
     # Both roundings, of the long side and of the crop's corner (half to even), are torchvision's.
     resized_long = int(size * long / short)
     corner = round((resized_long - size) / 2.0)
-    top, left = (corner, 0) if height > width else (0, corner)
-    resized_height, resized_width = (resized_long, size) if height > width else (size, resized_long)
-    if long <= MAX_ASPECT_RATIO_RESIZED_WHOLE * short:
-        resized = _resize(image, resized_height, resized_width)
-        return np.ascontiguousarray(resized[top : top + size, left : left + size])
-    pixels_per_row, pixels_per_column = height / resized_height, width / resized_width
+    if height > width:
+        return Box(corner, 0, size, size, size, resized_long)
+    return Box(0, corner, size, size, resized_long, size)
+
+
+def _render_clean(image: RGB, size: int) -> Pixels:
+    height, width = image.shape[:2]
+    box = _clean_box(width, height, size)
+    if max(height, width) <= MAX_ASPECT_RATIO_RESIZED_WHOLE * min(height, width):
+        resized = _resize(image, box.image_height, box.image_width)
+        return np.ascontiguousarray(resized[box.top : box.top + size, box.left : box.left + size])
+    pixels_per_row, pixels_per_column = height / box.image_height, width / box.image_width
     kept = (
-        left * pixels_per_column,
-        top * pixels_per_row,
-        min((left + size) * pixels_per_column, width),
-        min((top + size) * pixels_per_row, height),
+        box.left * pixels_per_column,
+        box.top * pixels_per_row,
+        min((box.left + size) * pixels_per_column, width),
+        min((box.top + size) * pixels_per_row, height),
     )
     return _resize_part(image, kept, size)
 
 
 def _render_box(image: RGB, box: Box, size: int) -> Pixels:
     height, width = image.shape[:2]
-    if not matches(box, width, height):
-        raise ValueError(
-            f"the view was drawn for an image of {box.image_width} x {box.image_height} pixels; "
-            f"an image of {width} x {height} has another aspect ratio"
-        )
     # Edges in pixels of this image, exact: whole units of 1 / box.image_width and 1 / box.image_height.
     unit_x, unit_y = box.image_width, box.image_height
     left, right = box.left * width, (box.left + box.width) * width
