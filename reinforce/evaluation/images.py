@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from reinforce.config import ConfigError, SourceConfig
-from reinforce.decode import decode
+from reinforce.config import ConfigError, ModalityConfig, SourceConfig
+from reinforce.decode import decode, decode_modality
 from reinforce.evaluation.model import EmbeddingModel
 from reinforce.formatting import format_counts
-from reinforce.sample import Box, Drop, Pixels, Sample, View
+from reinforce.sample import Box, Drop, DropReason, NullReason, Pixels, Sample, View
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.source import ShardError, SourceShard
 from reinforce.storage import ShardRef, find_shards
@@ -34,6 +34,8 @@ BATCH_SIZE = 64
 
 _MOST_CAPTIONS = 999
 _MOST_DIGITS = 10
+_MODALITY = "modality"
+"""Whatever the modality is called elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A sample that cannot be used, and why: a `DropReason`, `missing_label`, `bad_label` or `no_caption`."""
+    """A sample that cannot be used, and why: a `DropReason`, `missing_label`, `bad_label`, `no_caption` or
+    `no_modality`."""
 
     reason: str
 
@@ -74,7 +77,9 @@ class ShardImages:
     """Images of labelled or captioned shards, for one model after another. Reads listings at once, tars when asked.
 
     `root` is the source root's URI. `counts` says what was left out short of a whole sample; it is complete after a
-    pass. Raises `ConfigError` for a selection that no shard has a part in, and for a shard that is not a whole tar.
+    pass. With `modality` the images are a sample's members of its suffix in place of the RGB ones, by its range, and
+    the clean view is their own. Raises `ConfigError` for a selection that no shard has a part in, and for a shard that
+    is not a whole tar.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class ShardImages:
         max_captions: int = 5,
         workers: int | None = None,
         cache_bytes: int = CACHE_BYTES,
+        modality: ModalityConfig | None = None,
     ) -> None:
         self.root, refs = find_shards([uris] if isinstance(uris, str) else uris)
         self.counts: Counter[str] = Counter()
@@ -94,7 +100,8 @@ class ShardImages:
         self._refs = _selected(refs, self._selection)
         self._needs = needs
         self._max_captions = max_captions
-        self._source = SourceConfig(captions=()) if needs == "label" else _source_config(field_name, needs)
+        self._modality = modality
+        self._source = _source_config(None if needs == "label" else field_name, needs, modality)
         self._workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
         self._cache_bytes = cache_bytes
         self._cached: list[Example | Skipped] | None = None
@@ -146,8 +153,11 @@ class ShardImages:
         pool = ThreadPoolExecutor(self._workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
         try:
             for sample in self._samples():
-                image, facts = sample.image, self._facts(sample)
-                pending.append(pool.submit(_render, image, facts, size, squashes, self._source.max_pixels))
+                facts = self._facts(sample)
+                data = sample.image if self._modality is None else sample.modalities.get(_MODALITY, b"")
+                pending.append(
+                    pool.submit(_render, data, facts, size, squashes, self._source.max_pixels, self._modality)
+                )
                 if len(pending) > depth:
                     yield pending.popleft().result()
             while pending:
@@ -177,8 +187,11 @@ class ShardImages:
         self.counts.update(+source.counts)
 
     def _facts(self, sample: Sample) -> _Facts | Skipped:
-        if sample.drop is not None:
+        needs_rgb = self._modality is None
+        if sample.drop is not None and (needs_rgb or sample.drop.reason != DropReason.MISSING_IMAGE):
             return Skipped(sample.drop.reason)
+        if not needs_rgb and _MODALITY not in sample.modalities:
+            return Skipped(NullReason.NO_MODALITY)
         if self._needs == "captions":
             captions = self._captions(sample)
             return _Facts(captions=captions) if captions else Skipped("no_caption")
@@ -201,6 +214,8 @@ class ShardImages:
         left_out = drops - Counter(not_selected=drops["not_selected"])
         if not left_out:
             return f"--select: none of its keys is in the shards of {self.root}"
+        if self._modality is not None and left_out.keys() == {NullReason.NO_MODALITY}:
+            return f"no sample of {self.root} has a .{self._modality.suffix} member; give the suffix of its modality"
         if left_out.keys() == {"missing_label"} and self._needs == "labels":
             return f"no sample of {self.root} has labels in {self._source.captions[0]}: pass --labels json.FIELD"
         if left_out.keys() == {"missing_label"}:
@@ -216,9 +231,11 @@ def parse_label(data: bytes) -> int | None:
     return int(text) if text.removeprefix(b"-").isdigit() and len(text) < _MOST_DIGITS else None
 
 
-def _source_config(field_name: str, needs: str) -> SourceConfig:
+def _source_config(field_name: str | None, needs: str, modality: ModalityConfig | None) -> SourceConfig:
+    captions = () if field_name is None else (field_name,)
+    modalities = {_MODALITY: modality.suffix} if modality else {}
     try:
-        return SourceConfig(captions=(field_name,), max_captions=_MOST_CAPTIONS)
+        return SourceConfig(captions=captions, max_captions=_MOST_CAPTIONS, modalities=modalities)
     except ValueError:
         raise ConfigError(f"--{needs} {field_name}: give txt or json.FIELD") from None
 
@@ -243,10 +260,17 @@ def _fetch(ref: ShardRef, target: Path) -> Path:
     return local or target
 
 
-def _render(image: bytes, facts: _Facts | Skipped, size: int, squashes: bool, max_pixels: int) -> Example | Skipped:
+def _render(
+    data: bytes,
+    facts: _Facts | Skipped,
+    size: int,
+    squashes: bool,
+    max_pixels: int,
+    modality: ModalityConfig | None,
+) -> Example | Skipped:
     if isinstance(facts, Skipped):
         return facts
-    decoded = decode(image, max_pixels)
+    decoded = decode_modality(data, modality.range, max_pixels) if modality else decode(data, max_pixels)
     if isinstance(decoded, Drop):
         return Skipped(decoded.reason)
     height, width, _ = decoded.shape

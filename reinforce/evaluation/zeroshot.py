@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reinforce.config import ConfigError
+from reinforce.config import ConfigError, ModalityConfig
 from reinforce.evaluation.banks import Classes, classes_in, notes_of
 from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES, EmbeddedImages, ShardImages
 from reinforce.evaluation.metrics import class_aurocs, label_ranks, num_non_finite, recall
@@ -28,7 +28,7 @@ class ZeroShotTask:
     """Labelled shards, class names and templates, ready for any number of models.
 
     Finds `classnames.txt` and `zeroshot_classification_templates.txt` in the shards' folder or the one above it;
-    without the latter, the one template is `a photo of a {}.`. Raises `ConfigError`.
+    without the latter, the one template is `a photo of a {}.`. `modality` as of `ShardImages`. Raises `ConfigError`.
     """
 
     def __init__(
@@ -41,8 +41,11 @@ class ZeroShotTask:
         batch_size: int = BATCH_SIZE,
         workers: int | None = None,
         cache_bytes: int = CACHE_BYTES,
+        modality: ModalityConfig | None = None,
     ) -> None:
-        self.images = ShardImages(uris, needs="label", select=select, workers=workers, cache_bytes=cache_bytes)
+        self.images = ShardImages(
+            uris, needs="label", select=select, workers=workers, cache_bytes=cache_bytes, modality=modality
+        )
         self.classnames = read_classnames(self.images.root, classnames)
         self.templates = read_templates(self.images.root, templates)
         self.batch_size = batch_size
