@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 import reinforce.runners
 import reinforce.shards.dataset
-import reinforce.student.run
+import reinforce.student.identity
 from reinforce import config
 from reinforce.cli import app
 from reinforce.config import builtin_recipes, load_recipe, parse_recipe
@@ -195,7 +195,7 @@ def test_fields_that_may_change_on_resume_are_marked() -> None:
     text = (DOCS / "recipes.md").read_text()
     section = text.partition("\n## `student`\n")[2].partition("\n## ")[0]
     marked = set(re.findall(r"^\| `(\w+)` \|[^|]*\| R \|", section, re.MULTILINE))
-    assert marked == reinforce.student.run._FREE_FIELDS
+    assert marked == reinforce.student.identity.FREE_FIELDS
 
 
 def test_an_undescribed_field_is_noticed() -> None:

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from reinforce.config import ConfigError
 from reinforce.student.batch import Position
+from reinforce.student.best import Best
 from reinforce.student.tensors import save_tensors
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -32,6 +33,8 @@ class Progress:
     next_workers: list[int]
     """By rank: the worker whose batch comes next."""
     identity: dict[str, Any]
+    best: Best | None = None
+    """The evaluation whose weights lie beside the checkpoint, if any are kept."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def read_progress(path: Path) -> Progress:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"--resume: {path} is no checkpoint ({' '.join(str(error).split())[:100]})") from None
     positions = [[Position(**position) for position in of_rank] for of_rank in content.pop("positions")]
-    return Progress(positions=positions, **content)
+    best = content.pop("best", None)
+    return Progress(positions=positions, best=best and Best(**best), **content)
 
 
 def load_checkpoint(path: Path, trainables: Trainables, rank: int) -> list[Tensor]:

@@ -28,7 +28,8 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     names = [name for name in train[0] if name not in _LEFT_OUT and name not in ("logit_scale", "gradient_norm")]
     panels = [("loss", train, names)]
     if evaluations:
-        panels.append(("accuracy", evaluations, ["top1"]))
+        of_modalities = [name for name in evaluations[0] if name.startswith("top1_")]
+        panels.append(("accuracy", evaluations, of_modalities or ["top1"]))
     panels += [("logit scale", train, ["logit_scale"]), ("gradient norm", train, ["gradient_norm"])]
     figure, axes = _new_figure(len(panels))
     for axis, (title, of_panel, columns) in zip(axes, panels, strict=True):

@@ -4,35 +4,65 @@ from dataclasses import dataclass
 
 import torch
 
-from reinforce.config import ConfigError, StudentConfig
+from reinforce.config import ConfigError, ModalityConfig, StudentConfig
 from reinforce.evaluation import EmbeddingModel, ZeroShotResult, ZeroShotTask
+from reinforce.evaluation.images import CACHE_BYTES
+from reinforce.sample import RGB_MODALITY
 from reinforce.shards.banks import Bank
 from reinforce.student.models import Student
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What the recipe's `evaluation` asks for; its files are read once."""
+    """What the recipe's `evaluation` asks for, a task for each modality in use; its files are read once."""
 
-    task: ZeroShotTask
+    tasks: dict[str, ZeroShotTask]
     bank: Bank | None
 
-    def of(self, student: Student, device: torch.device) -> ZeroShotResult:
-        """One pass over the images by a student that is on `device`; it is left as it was."""
-        return self.task.evaluate(embedding_model(student, device), self.bank)
+    def of(self, student: Student, device: torch.device) -> dict[str, ZeroShotResult]:
+        """One pass over the images of each modality by a student that is on `device`; it is left as it was."""
+        model = embedding_model(student, device)
+        return {name: task.evaluate(model, self.bank) for name, task in self.tasks.items()}
 
 
-def prepare_examination(config: StudentConfig, bank: Bank | None) -> Examination | None:
-    """None if the recipe asks for none; `bank` is what it names. Raises `ConfigError`."""
+def figures_of(results: dict[str, ZeroShotResult]) -> dict[str, float]:
+    """`top1` and `auroc`, the means over modalities; unless RGB is the only one, also `top1_NAME` and `auroc_NAME`."""
+    figures = {}
+    for figure in ("top1", "auroc"):
+        values = {name: getattr(result, figure) for name, result in results.items()}
+        known = {f"{figure}_{name}": value for name, value in values.items() if value is not None}
+        if known:
+            figures[figure] = sum(known.values()) / len(known)
+            figures |= known if results.keys() != {RGB_MODALITY} else {}
+    return figures
+
+
+def prepare_examination(
+    config: StudentConfig, bank: Bank | None, modalities: dict[str, ModalityConfig]
+) -> Examination | None:
+    """None if the recipe asks for none; `bank` is what it names, `modalities` those besides RGB.
+
+    Raises `ConfigError`.
+    """
     evaluation = config.evaluation
     if evaluation is None:
         return None
     if config.model.backbone and config.model.text is None and bank is None:
         raise ConfigError("student.evaluation.bank: a student without a text tower is evaluated by a bank; name one")
-    task = ZeroShotTask(list(evaluation.shards), select=evaluation.select, templates=evaluation.templates)
+    names = config.data.modalities
+    tasks = {
+        name: ZeroShotTask(
+            list(evaluation.shards),
+            select=evaluation.select,
+            templates=evaluation.templates,
+            cache_bytes=CACHE_BYTES // len(names),
+            modality=modalities.get(name),
+        )
+        for name in names
+    }
     if bank is not None:
-        task.check(bank)
-    return Examination(task, bank)
+        tasks[names[0]].check(bank)
+    return Examination(tasks, bank)
 
 
 def embedding_model(student: Student, device: torch.device) -> EmbeddingModel:

@@ -71,11 +71,12 @@ class Journal:
             self._shown_s = self.elapsed_s
             self.line(line)
 
-    def evaluation(self, step: int, figures: dict[str, float]) -> None:
-        """Records and shows an evaluation."""
-        self._record({"kind": "evaluation", "step": step, **figures})
+    def evaluation(self, step: int, figures: dict[str, float], left_out: Counter[str]) -> None:
+        """Records and shows an evaluation, and how many images of any modality it left out."""
+        self._record({"kind": "evaluation", "step": step, **figures, "left_out": dict(+left_out)})
         shown = {name: f"{value:,}" if isinstance(value, int) else f"{value:.3f}" for name, value in figures.items()}
-        self.line(f"step {step:,}: " + ", ".join(f"{name} {text}" for name, text in shown.items()))
+        line = f"step {step:,}: " + ", ".join(f"{name} {text}" for name, text in shown.items())
+        self.line(line + (f"; {format_counts(left_out)}" if +left_out else ""))
 
     def line(self, text: str) -> None:
         """A message of its own."""

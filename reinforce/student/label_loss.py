@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from reinforce.config import ConfigError, LossConfig
+from reinforce.config import LossConfig
 from reinforce.shards.banks import Bank
 from reinforce.student.batch import Batch
 from reinforce.student.compare import unit_norm
-from reinforce.student.losses import StudentOutputs
+from reinforce.student.losses import StudentOutputs, the_one_teacher
 
 
 class LabelLoss:
@@ -26,14 +26,7 @@ class LabelLoss:
 
     def __init__(self, config: LossConfig, teachers: dict[str, int], embed_dim: int, bank: Bank | None) -> None:
         """`teachers`: the dims of those that are read, by name."""
-        if len(teachers) != 1:
-            names = ", ".join(teachers) or "none"
-            raise ConfigError(f"student.data.teachers: loss.kind clip4retrofit needs one teacher, not {names}; name it")
-        ((self.teacher, dim),) = teachers.items()
-        if dim != embed_dim:
-            raise ConfigError(
-                f"student.model.embed_dim: must be {dim}, that of teacher {self.teacher}, for loss.kind clip4retrofit"
-            )
+        self.teacher = the_one_teacher("clip4retrofit", teachers, embed_dim)
         self.bank_scale = config.bank_scale
         self.signals = self.teacher
         if config.bank_weight and bank is not None:

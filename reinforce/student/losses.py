@@ -136,6 +136,20 @@ class StudentOutputs:
     """Of the same views of further modalities, by name."""
 
 
+def the_one_teacher(kind: str, teachers: dict[str, int], embed_dim: int) -> str:
+    """The teacher whose space a student of `embed_dim` is trained in; `teachers` are the dims of those read, by name.
+
+    Raises `ConfigError` unless there is one, of the student's dim.
+    """
+    if len(teachers) != 1:
+        names = ", ".join(teachers) or "none"
+        raise ConfigError(f"student.data.teachers: loss.kind {kind} needs one teacher, not {names}; name it")
+    ((teacher, dim),) = teachers.items()
+    if dim != embed_dim:
+        raise ConfigError(f"student.model.embed_dim: must be {dim}, that of teacher {teacher}, for loss.kind {kind}")
+    return teacher
+
+
 class StudentLoss:
     """The recipe's loss, summed over the roles of a batch. Holds no parameters and no state.
 

@@ -1,6 +1,5 @@
 """One process of a training run: the state it holds, the steps it takes, what it saves and takes up again."""
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -13,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from reinforce.config import LOSSES_OF_IMAGE_TOWERS, ConfigError, DataConfig, LossConfig, StudentConfig
+from reinforce.config import ConfigError, StudentConfig
 from reinforce.shards.dataset import differences
 from reinforce.student.batch import Batch, Position
+from reinforce.student.best import Best, BestWeights
 from reinforce.student.checkpoint import (
     CHECKPOINT_FILE,
     Progress,
@@ -25,21 +25,18 @@ from reinforce.student.checkpoint import (
     save_checkpoint,
 )
 from reinforce.student.distributed import Processes
-from reinforce.student.examine import prepare_examination
+from reinforce.student.examine import figures_of, prepare_examination
+from reinforce.student.identity import identity, provenance
 from reinforce.student.journal import METRICS_FILE, Journal
-from reinforce.student.label_loss import LabelLoss
 from reinforce.student.learner import Learner, backward, rng_state, set_rng_state
-from reinforce.student.losses import StudentLoss
 from reinforce.student.meter import Meter
 from reinforce.student.models import Student, build_student
+from reinforce.student.objective import initial_logit_scale, make_loss
 from reinforce.student.optimize import learning_rate, make_average, make_optimizer
 from reinforce.student.plan import ReadPlan
 from reinforce.student.reader import Placement, ReinforcedDataset, check_batch_size
-from reinforce.student.taken_bank import TakenBank, banks_of
+from reinforce.student.taken_bank import banks_of
 from reinforce.student.tokenizer import StudentTokenizer
-
-# What may change between a checkpoint and the run that goes on from it.
-_FREE_FIELDS = {"evaluation", "device", "threads", "compile", "checkpoint_every", "log_every", "loggers"}
 
 
 class TrainingError(ValueError):
@@ -60,12 +57,13 @@ class Run:
         self.num_steps = config.steps or max(1, round((config.epochs or 0) * self.num_samples / config.batch_size))
         self.bank, examined_by = banks_of(config, plan)
         dims = {name: int(model["dim"]) for name, model in plan.teachers.items()}
-        self.loss = _loss(config, plan, dims, self.bank)
-        self.examination = prepare_examination(config, examined_by) if processes.is_first else None
-        self.student = build_student(config.model, config.seed)
+        self.loss = make_loss(config, plan, dims, self.bank)
+        self.examination = prepare_examination(config, examined_by, plan.modalities) if processes.is_first else None
+        self.best = BestWeights(folder)
+        self.student = replace(build_student(config.model, config.seed), modalities=plan.modalities)
         if self.student.tokenizer is None and config.loss.kind == "clip":
             raise ConfigError("student.model.text: null; loss.kind clip needs a text tower")
-        scale = _logit_scale(config, plan)
+        scale = initial_logit_scale(config, plan)
         if scale is not None:
             self.student.model.logit_scale.data.fill_(math.log(scale))
         if config.gradient_checkpointing:
@@ -88,6 +86,10 @@ class Run:
     def is_finished(self) -> bool:
         return self.first_step >= self.num_steps
 
+    @property
+    def _chooses(self) -> bool:
+        return self.config.evaluation is not None and self.config.evaluation.choose == "best"
+
     def begin(self, *, resume: bool) -> None:
         """Makes the output folder, or takes up the run that is there. Raises `ConfigError` if that was another."""
         checkpoint = self.folder / CHECKPOINT_FILE
@@ -100,6 +102,8 @@ class Run:
                 raise ConfigError(f"--resume: the run in {self.folder} was another: {'; '.join(changed)}")
             set_rng_state(load_checkpoint(checkpoint, self.trainables, self.processes.rank), self.processes.device)
             self.first_step = progress.step
+            if self.processes.is_first:
+                self.best = BestWeights(self.folder, progress.best)
             self.positions = progress.positions[self.processes.rank]
             self.next_worker = progress.next_workers[self.processes.rank]
         self.processes.wait()
@@ -109,6 +113,13 @@ class Run:
         """The student as it is now, with averaged weights if the recipe asks for them."""
         average = self.trainables.average
         return self.student if average is None else replace(self.student, model=average.module.model)
+
+    def chosen(self) -> Student:
+        """The student that the run is for, once its steps are taken: by the recipe, that of its best evaluation."""
+        student = self.trained()
+        if self._chooses:
+            self.best.put_into(student)
+        return student
 
     def take_steps(self, journal: Journal | None) -> None:
         """The steps that are left; raises `TrainingError` if the loss is no longer finite."""
@@ -131,6 +142,9 @@ class Run:
                     self._save(step)
         if journal is not None:
             journal.line(meter.limit(self.config.data))
+            if self._chooses and self.best.kept is not None:
+                best = self.best.kept
+                journal.line(f"the best evaluation is that of step {best.step:,}, top1 {best.figures['top1']:.3f}")
 
     def _log(self, step: int, figures: dict[str, Any], gradient_norm: float, journal: Journal | None) -> None:
         self._check_finite(step, figures["loss"])
@@ -199,9 +213,13 @@ class Run:
         if evaluation is None or not (step == self.num_steps or step % evaluation.every_steps == 0):
             return
         if self.examination is not None and journal is not None:
-            result = self.examination.of(self.trained(), self.processes.device)
-            figures = {"samples": step * self.config.batch_size, "top1": result.top1, "auroc": result.auroc}
-            journal.evaluation(step, {name: value for name, value in figures.items() if value is not None})
+            results = self.examination.of(self.trained(), self.processes.device)
+            figures = figures_of(results)
+            left_out = sum((Counter(result.drops) for result in results.values()), Counter[str]())
+            journal.evaluation(step, {"samples": step * self.config.batch_size, **figures}, left_out)
+            if self._chooses:
+                measured = evaluation.model_dump(mode="json", exclude={"every_steps", "choose"})
+                self.best.offer(Best(step, figures, measured), self.trained())
         self.processes.wait()
 
     def _check_finite(self, step: int, loss: float) -> None:
@@ -215,47 +233,18 @@ class Run:
         gathered = self.processes.gather((self.positions, self.next_worker, rng_state(self.processes.device)))
         if self.processes.is_first:
             positions, next_workers, rng_states = (list(values) for values in zip(*gathered, strict=True))
-            progress = Progress(step, positions, next_workers, self._identity())
+            progress = Progress(step, positions, next_workers, self._identity(), self.best.kept)
             save_checkpoint(self.folder / CHECKPOINT_FILE, self.trainables, progress, rng_states)
+            self.best.sweep()
         self.processes.wait()
 
     def _identity(self) -> dict[str, Any]:
-        """What must not change for a run to go on: the recipe, the data, the number of processes."""
-        stems = hashlib.sha256("\n".join(self.plan.stems).encode()).hexdigest()
-        fields = self.config.model_dump(mode="json", exclude=_FREE_FIELDS)
-        if self.config.data.views_per_decode == 1:
-            # Checkpoints of before there was a choice go on.
-            del fields["data"]["views_per_decode"], fields["data"]["views_placement"]
-        # Likewise: choices that came later, where nothing was chosen.
-        later = [("data", "modalities"), ("data", "modality_ranges")]
-        later += [("loss", name) for name in ("bank", "bank_weight", "bank_scale", "margin", "num_negatives")]
-        for section, name in later:
-            model: DataConfig | LossConfig = getattr(self.config, section)
-            if getattr(model, name) == type(model).model_fields[name].get_default(call_default_factory=True):
-                del fields[section][name]
-        if self.config.quantization is None:
-            del fields["quantization"]
-        if self.bank is not None and self.config.loss.bank is not None:
-            # The bank it learns from; what it is evaluated by may change.
-            fields["bank"] = self.bank.bank.fingerprint
-        return {
-            **fields,
-            "world_size": self.processes.world_size,
-            "shards_sha256": stems,
-            "signals": self.plan.fingerprints,
-            "num_views": self.plan.num_views,
-            "selection_sha256": self.plan.selection.sha256 if self.plan.selection else None,
-        }
+        return identity(self.config, self.plan, self.bank, self.processes.world_size)
 
     def provenance(self) -> dict[str, Any]:
         """What `student.json` says of where the student comes from."""
-        return {
-            "recipe": {"student": self.config.model_dump(mode="json")},
-            "steps": self.num_steps,
-            "samples_seen": self.num_steps * self.config.batch_size,
-            "teachers": {name: model.get("weights_sha256") for name, model in self.plan.teachers.items()},
-            "signals": self.plan.fingerprints,
-        } | ({"bank": self.bank.provenance()} if self.bank else {})
+        chosen = self.best.kept.describe() if self.best.kept and self._chooses else None
+        return provenance(self.config, self.plan, self.bank, self.num_steps, chosen)
 
     def files(self) -> dict[str, bytes]:
         """What the student's folder takes along of the dataset, by path."""
@@ -287,18 +276,3 @@ def _local_batch_size(config: StudentConfig, world_size: int) -> int:
             f"student.accumulate {config.accumulate}"
         )
     return size * config.accumulate
-
-
-def _loss(
-    config: StudentConfig, plan: ReadPlan, dims: dict[str, int], bank: TakenBank | None
-) -> StudentLoss | LabelLoss:
-    if config.loss.kind == "clip4retrofit":
-        return LabelLoss(config.loss, dims, config.model.embed_dim, bank.bank if bank else None)
-    return StudentLoss(config.loss, plan.logit_scales)
-
-
-def _logit_scale(config: StudentConfig, plan: ReadPlan) -> float | None:
-    """What the student starts with; None: its checkpoint's. In a teacher's space it is the teacher's, and stays so."""
-    if config.loss.kind in LOSSES_OF_IMAGE_TOWERS:
-        return next(iter(plan.logit_scales.values()))
-    return None if config.model.checkpoint else config.loss.initial_logit_scale

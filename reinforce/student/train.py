@@ -87,7 +87,7 @@ def train_student(
         elapsed_s = time.monotonic() - started_s
         # What they gave.
         if processes.is_first:
-            save_student(run.trained(), folder / STUDENT_FOLDER, extra=run.provenance(), files=run.files())
+            save_student(run.chosen(), folder / STUDENT_FOLDER, extra=run.provenance(), files=run.files())
             draw_curves(read_metrics(folder), folder / CURVES_FILE)
         processes.wait()
         num_taken = run.num_steps - run.first_step

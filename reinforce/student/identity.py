@@ -1,0 +1,54 @@
+"""What a run is known by: what must not change for it to go on, and what its student says of where it comes from."""
+
+import hashlib
+from typing import Any
+
+from reinforce.config import DataConfig, LossConfig, StudentConfig
+from reinforce.student.plan import ReadPlan
+from reinforce.student.taken_bank import TakenBank
+
+FREE_FIELDS = {"evaluation", "device", "threads", "compile", "checkpoint_every", "log_every", "loggers"}
+"""What may change between a checkpoint and the run that goes on from it."""
+
+
+def identity(config: StudentConfig, plan: ReadPlan, bank: TakenBank | None, world_size: int) -> dict[str, Any]:
+    """What must not change for a run to go on: the recipe, the data, the number of processes."""
+    stems = hashlib.sha256("\n".join(plan.stems).encode()).hexdigest()
+    fields = config.model_dump(mode="json", exclude=FREE_FIELDS)
+    if config.data.views_per_decode == 1:
+        # Checkpoints of before there was a choice go on.
+        del fields["data"]["views_per_decode"], fields["data"]["views_placement"]
+    # Likewise: choices that came later, where nothing was chosen.
+    later = [("data", "modalities"), ("data", "modality_ranges")]
+    later += [("loss", name) for name in ("bank", "bank_weight", "bank_scale", "margin", "num_negatives")]
+    for section, name in later:
+        model: DataConfig | LossConfig = getattr(config, section)
+        if getattr(model, name) == type(model).model_fields[name].get_default(call_default_factory=True):
+            del fields[section][name]
+    if config.quantization is None:
+        del fields["quantization"]
+    if bank is not None and config.loss.bank is not None:
+        # The bank it learns from; what it is evaluated by may change.
+        fields["bank"] = bank.bank.fingerprint
+    return {
+        **fields,
+        "world_size": world_size,
+        "shards_sha256": stems,
+        "signals": plan.fingerprints,
+        "num_views": plan.num_views,
+        "selection_sha256": plan.selection.sha256 if plan.selection else None,
+    }
+
+
+def provenance(
+    config: StudentConfig, plan: ReadPlan, bank: TakenBank | None, num_steps: int, chosen: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What `student.json` says of where the student comes from; `chosen`: the step whose weights it has, if any was."""
+    made = {
+        "recipe": {"student": config.model_dump(mode="json")},
+        "steps": num_steps,
+        "samples_seen": num_steps * config.batch_size,
+        "teachers": {name: model.get("weights_sha256") for name, model in plan.teachers.items()},
+        "signals": plan.fingerprints,
+    }
+    return made | ({"bank": bank.provenance()} if bank else {}) | ({"chosen": chosen} if chosen else {})
