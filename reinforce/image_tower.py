@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reinforce.config import ModalityConfig
 from reinforce.weights import ModelError
 
 IMAGE_TOWER_CONFIG_NAME = "image_tower_config.json"
@@ -60,6 +61,20 @@ class LoadedImageTower:
 def banks_in(folder: Path) -> list[Path]:
     """The folders of the banks that a student has taken along, sorted."""
     return [path.parent for path in sorted((folder / BANKS_FOLDER).glob("*/bank.json"))]
+
+
+def recorded_modalities(folder: Path | str) -> dict[str, ModalityConfig]:
+    """By name, those that a student was trained on besides RGB; none of a folder without student.json.
+
+    Raises `ModelError` if they are damaged.
+    """
+    path = Path(folder) / STUDENT_NAME
+    try:
+        document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        recorded: dict[str, Any] = document.get("modalities", {})
+        return {name: ModalityConfig.model_validate(modality) for name, modality in recorded.items()}
+    except (ValueError, AttributeError):
+        raise ModelError(f"student {folder}: {STUDENT_NAME} is damaged") from None
 
 
 def is_image_tower(folder: Path | str) -> bool:

@@ -56,7 +56,7 @@ def check(folder: Path, output: Path) -> ExportReport:
         assert embeddings.shape == (num_images, student.embed_dim)
         np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
         np.testing.assert_allclose(embeddings, of_student(student, pixels), atol=1e-4)
-    assert report.agreement.min_cosine > 0.99999
+    assert report.agreements["rgb"].min_cosine > 0.99999
     assert (report.num_bytes, report.card.embed_dim) == (output.stat().st_size, student.embed_dim)
     assert list(output.parent.glob(f".{output.name}*")) == []
     return report
@@ -85,8 +85,8 @@ def test_a_convolutional_tower(tmp_path: Path) -> None:
     assert (card.mean, card.std, card.image_size) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 64)
     assert (card.precision, card.target, card.labels) == ("fp32", None, None)
     assert card.student_sha256 == hashlib.sha256((tmp_path / "student" / WEIGHTS_NAME).read_bytes()).hexdigest()
-    assert card.agreement["num_images"] == report.agreement.num_images == 8
-    assert report.agreement.top1 == 1
+    assert card.agreement["num_images"] == report.agreements["rgb"].num_images == 8
+    assert report.agreements["rgb"].top1 == 1
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
     assert str(Path.cwd()).encode() not in (tmp_path / "tower.onnx").read_bytes()
 

@@ -88,14 +88,14 @@ def test_it_embeds_as_the_student_does_at_any_batch_size(
 ) -> None:
     report = exported[target]
     loaded = load_student(student)
-    images = choose_images([shards], 64, 5, seed=1).images
+    images = choose_images([shards], 64, 5, seed=1).images["rgb"]
     pixels = NormalisedImages(images, loaded)[:]
     together = in_onnxruntime(report.output, pixels)
     alone = np.concatenate([in_onnxruntime(report.output, pixels[index : index + 1]) for index in range(5)])
     np.testing.assert_allclose(together, alone, atol=1e-3)
     assert (together * of_student(loaded, pixels)).sum(axis=1).mean() > 0.98
     assert report.num_bytes < 0.45 * 4 * report.num_parameters
-    assert report.num_calibration_images + report.agreement.num_images + report.drops["corrupt_image"] == 32
+    assert report.num_calibration_images + report.agreements["rgb"].num_images + report.drops["corrupt_image"] == 32
 
 
 def test_x86_fuses_all_of_it(exported: dict[str, ExportReport], tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_the_labels_and_the_agreement_go_with_the_file(exported: dict[str, Expor
     assert (card.labels.bank, card.labels.teacher, card.labels.labels) == ("colours", "random", LABELS)
     assert card.labels.logit_scale == 50
     np.testing.assert_allclose(card.labels.embeddings, report.card.labels.embeddings, atol=1e-3)
-    assert card.agreement["mean_cosine"] == report.agreement.mean_cosine
+    assert card.agreement["mean_cosine"] == report.agreements["rgb"].mean_cosine
     assert 0.8 <= card.agreement["top1"] <= 1
     assert {"torch", "onnxruntime"} < card.software.keys()
 
@@ -163,11 +163,11 @@ def test_a_graph_that_does_not_suit_its_target_is_refused(exported: dict[str, Ex
 
 def test_images_are_chosen_by_seed_from_every_shard_and_drops_are_counted(shards: str) -> None:
     chosen = choose_images([shards], 32, 20, seed=3)
-    np.testing.assert_array_equal(chosen.images, choose_images([shards], 32, 20, seed=3).images)
-    assert not np.array_equal(chosen.images, choose_images([shards], 32, 20, seed=4).images)
+    np.testing.assert_array_equal(chosen.images["rgb"], choose_images([shards], 32, 20, seed=3).images["rgb"])
+    assert not np.array_equal(chosen.images["rgb"], choose_images([shards], 32, 20, seed=4).images["rgb"])
     every = choose_images([shards], 32, 100, seed=0)
-    assert (len(every.images), dict(every.drops)) == (47, {"corrupt_image": 1})
-    assert len(np.unique(every.images.reshape(47, -1), axis=0)) == 47
+    assert (every.num_samples, dict(every.drops)) == (47, {"corrupt_image": 1})
+    assert len(np.unique(every.images["rgb"].reshape(47, -1), axis=0)) == 47
 
 
 def test_an_outlier_is_cut_off_and_an_even_tensor_is_not() -> None:

@@ -34,6 +34,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "deploy": (
         "deploy",
         "modality",
+        "rgb",
         "student",
         "text_tower",
         "image_tower",
@@ -144,7 +145,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "captioners": ("captioners", "microbatch", "sample", "config", "weights", "storage"),
     "microbatch": (),
     "text_tower": (),
-    "image_tower": ("weights",),
+    "image_tower": ("weights", "config"),
     "weights": ("config", "storage"),
     "views": ("views", "sample", "config"),
     "decode": ("modality", "rgb", "sample"),

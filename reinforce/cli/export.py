@@ -23,8 +23,10 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="In 8-bit integers, calibrated on images of --shards.")] = False,
     target: Annotated[str | None, typer.Option(help="With --int8, for: x86 (the default), arm or tensorrt.")] = None,
     bank: Annotated[str | None, typer.Option(help="A bank, DATASET/banks/NAME. Default: the student's own.")] = None,
-    num_images: Annotated[int, typer.Option(min=1, help="Images of --shards to check with.")] = 256,
-    num_calibration_images: Annotated[int, typer.Option(min=1, help="With --int8: images to calibrate with.")] = 512,
+    num_images: Annotated[int, typer.Option(min=1, help="Images of --shards to check with, of each modality.")] = 256,
+    num_calibration_images: Annotated[
+        int, typer.Option(min=1, help="With --int8: images of each to calibrate with.")
+    ] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of images.")] = 0,
     text: Annotated[Path | None, typer.Option(help="Another ONNX file, of the text tower: for new labels.")] = None,
     teacher: Annotated[
@@ -64,24 +66,36 @@ def describe(report: "ExportReport") -> str:
     """What was written, in a few lines."""
     from reinforce.formatting import format_counts
 
-    card, agreement = report.card, report.agreement
+    card = report.card
     precision = f"int8 for {card.target}" if card.target else card.precision
     folded = f", {report.num_folded_parameters:,} folded" if report.num_folded_parameters else ""
-    kind = "noise images" if report.is_checked_with_noise else "images"
     dropped = f", dropped: {format_counts(report.drops)}" if report.drops else ""
-    nearest = "the same nearest label" if card.labels else "nearest to the same image"
     lines = [
         f"{report.output}: {report.num_bytes / 1e6:.1f} MB, {report.num_parameters / 1e6:.1f} M parameters{folded}, "
         f"{card.image_size} px to {card.embed_dim} values, opset {report.opset}, {precision}",
-        f"cosine to PyTorch: {agreement.min_cosine:.6f} at worst, {agreement.mean_cosine:.6f} on average "
-        f"(two different images: {agreement.cosine_between_images:.2f}), "
-        f"{agreement.top1:.1%} {nearest}; {agreement.num_images} {kind}{dropped}",
+        *(_describe_agreement(report, name) for name in report.agreements),
     ]
+    lines[-1] += dropped
+    if card.modalities and report.is_checked_with_noise:
+        lines.append(f"not checked with images of {', '.join(card.modalities)}, which noise is not: pass --shards")
     if report.num_calibration_images:
-        lines.append(f"calibrated on {report.num_calibration_images} other images")
+        each = " of each" if len(report.agreements) > 1 else ""
+        lines.append(f"calibrated on {report.num_calibration_images} other images{each}")
     if card.labels:
         lines.append(f"labels: {len(card.labels.labels)} of bank {card.labels.bank}, teacher {card.labels.teacher}")
     return "\n".join(lines)
+
+
+def _describe_agreement(report: "ExportReport", modality: str) -> str:
+    agreement = report.agreements[modality]
+    kind = f"{modality} images" if report.card.modalities else "images"
+    kind = "noise images" if report.is_checked_with_noise else kind
+    nearest = "the same nearest label" if report.card.labels else "nearest to the same image"
+    return (
+        f"cosine to PyTorch: {agreement.min_cosine:.6f} at worst, {agreement.mean_cosine:.6f} on average "
+        f"(two different images: {agreement.cosine_between_images:.2f}), "
+        f"{agreement.top1:.1%} {nearest}; {agreement.num_images} {kind}"
+    )
 
 
 def describe_text(report: "TextExportReport") -> str:

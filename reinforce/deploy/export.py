@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.utils.model import reparameterize_model
 
@@ -19,11 +20,12 @@ from reinforce.config import ConfigError
 from reinforce.deploy.agreement import Agreement, compare
 from reinforce.deploy.graph import MIN_OPSET, UnitNorm, check_packages, tower_to_onnx
 from reinforce.deploy.images import ChosenImages, NormalisedImages, choose_images, noise_images
-from reinforce.deploy.model_file import ModelCard, ModelLabels
+from reinforce.deploy.model_file import ModelCard, ModelLabels, ModelModality
 from reinforce.deploy.quantize import Target, quantize_tower
 from reinforce.deploy.structure import check_structure
-from reinforce.deploy.student_labels import labels_for_student
+from reinforce.deploy.student_labels import labels_for_student, modalities_to_check
 from reinforce.image_tower import WEIGHTS_NAME
+from reinforce.sample import RGB_MODALITY
 from reinforce.software import versions
 from reinforce.student.models import Student, load_student
 from reinforce.weights import ModelError, check_sha256
@@ -43,7 +45,7 @@ class ExportReport:
     """What was written, and how well it agrees with PyTorch.
 
     `num_folded_parameters` are those that went with training's branches; 0 where the backbone has none. `drops` counts
-    by reason the images that were chosen and could not be used.
+    by reason the samples that were chosen and could not be used. Numbers are of images of each modality.
     """
 
     output: Path
@@ -52,7 +54,8 @@ class ExportReport:
     card: ModelCard
     num_parameters: int
     num_folded_parameters: int
-    agreement: Agreement
+    agreements: dict[str, Agreement]
+    """By modality; of noise under the name of the first."""
     num_calibration_images: int
     is_checked_with_noise: bool
     drops: Counter[str]
@@ -73,10 +76,11 @@ def export_onnx(
     """Writes `output`, replacing an earlier one; the same student and images give the same bytes.
 
     In int8 for a `target`, else in fp32. Checked with `num_images` images of `shards`, by default with smooth noise;
-    int8 is calibrated with `num_calibration_images` others, and needs `shards`. The labels of `bank`, by default of
-    the bank in the student's folder, go with it. Its input, output and metadata are those of `ModelCard`. Raises
-    ModelError, with nothing written, if the student is none or has an operation that ONNX lacks, or if it disagrees
-    with PyTorch; ConfigError or FormatError for shards or a bank that do not serve.
+    int8 is calibrated with `num_calibration_images` others, and needs `shards`. A student of several modalities is
+    checked and calibrated with as many images of each. The labels of `bank`, by default of the bank in the student's
+    folder, go with it. Its input, output and metadata are those of `ModelCard`. Raises ModelError, with nothing
+    written, if the student is none or has an operation that ONNX lacks, or if it disagrees with PyTorch on images of
+    any modality; ConfigError or FormatError for shards or a bank that do not serve.
     """
     student_folder, output = Path(student_folder), Path(output)
     check_request(output, opset)
@@ -84,23 +88,22 @@ def export_onnx(
         raise ConfigError("export --int8: pass --shards with images like those to come; noise calibrates nothing")
     student = load_student(student_folder)
     labels = labels_for_student(student_folder, student, bank)
-    chosen = ChosenImages(noise_images(student.image_size))
+    modalities = modalities_to_check(student_folder, student)
+    chosen = ChosenImages({next(iter(modalities)): noise_images(student.image_size)})
+    num_checked, num_others = chosen.num_samples, num_calibration_images if target else 0
     if shards:
-        num_chosen = num_images + (num_calibration_images if target else 0)
-        chosen = choose_images(shards, student.image_size, num_chosen, seed)
-    num_usable = len(chosen.images)
-    num_checked = num_usable * num_images // num_chosen if target else num_usable
-    if target is not None and not 0 < num_checked < num_usable:
-        raise ConfigError(f"export --int8: --shards give {num_usable} images, too few to calibrate and to check with")
+        chosen = choose_images(shards, student.image_size, num_images + num_others, seed, modalities)
+        num_checked = chosen.num_samples * num_images // (num_images + num_others)
+    calibration = _calibration_images(student, chosen, num_checked) if target else None
     tower, folded = UnitNorm(student.model.visual).eval(), UnitNorm(reparameterize_model(student.model.visual)).eval()
     model = tower_to_onnx(folded, student.image_size, opset)
-    if target is not None:
-        model = quantize_tower(model, NormalisedImages(chosen.images[num_checked:], student), target)
+    if target is not None and calibration is not None:
+        model = quantize_tower(model, calibration, target)
         check_structure(model, target)
-    images = NormalisedImages(chosen.images[:num_checked], student)
-    agreement = compare(tower, model.SerializeToString(), images, labels)
-    _check_agreement(agreement, labels, target, f"export {student_folder}")
-    card = _card(student_folder, student, target, agreement, labels)
+    checked = {name: NormalisedImages(images[:num_checked], student) for name, images in chosen.images.items()}
+    agreements = {name: compare(tower, model.SerializeToString(), pixels, labels) for name, pixels in checked.items()}
+    _check_agreements(agreements, labels, target, f"export {student_folder}")
+    card = _card(student_folder, student, target, labels, agreements, takes_rgb=RGB_MODALITY in modalities)
     num_bytes = write_file(model, card.to_metadata(), output)
     return ExportReport(
         output=output,
@@ -109,11 +112,19 @@ def export_onnx(
         card=card,
         num_parameters=_num_parameters(folded),
         num_folded_parameters=_num_parameters(tower) - _num_parameters(folded),
-        agreement=agreement,
-        num_calibration_images=num_usable - num_checked,
+        agreements=agreements,
+        num_calibration_images=chosen.num_samples - num_checked,
         is_checked_with_noise=not shards,
         drops=chosen.drops,
     )
+
+
+def _calibration_images(student: Student, chosen: ChosenImages, num_checked: int) -> NormalisedImages:
+    """Those of all modalities that are not checked with."""
+    if not 0 < num_checked < chosen.num_samples:
+        few = f"{chosen.num_samples} images, too few to calibrate and to check with"
+        raise ConfigError(f"export --int8: --shards give {few}")
+    return NormalisedImages(np.concatenate([images[num_checked:] for images in chosen.images.values()]), student)
 
 
 def check_request(output: Path, opset: int) -> None:
@@ -125,24 +136,40 @@ def check_request(output: Path, opset: int) -> None:
         raise ModelError(f"export: {output} is a folder or in none; name a file in a folder that exists")
 
 
-def _check_agreement(agreement: Agreement, labels: ModelLabels | None, target: Target | None, where: str) -> None:
-    """Raises ModelError if it is too little; NaN is."""
-    if target is None:
-        checks = [("cosine at worst", agreement.min_cosine, MIN_COSINE)]
-    else:
-        checks = [("cosine on average", agreement.mean_cosine, MIN_MEAN_COSINE_INT8)]
-        checks += [("part of images with the same nearest label", agreement.top1, MIN_TOP1_INT8)] if labels else []
-    for name, found, least in checks:
-        if not found >= least:
-            kind = f"the int8 file for {target}" if target else "the ONNX file"
-            raise ModelError(
-                f"{where}: {kind} and PyTorch agree to a {name} of {found:.6f}, less than {least}; nothing was written"
-            )
+def _check_agreements(
+    agreements: dict[str, Agreement], labels: ModelLabels | None, target: Target | None, where: str
+) -> None:
+    """Raises ModelError if one is too little; NaN is."""
+    for modality, agreement in agreements.items():
+        if target is None:
+            checks = [("cosine at worst", agreement.min_cosine, MIN_COSINE)]
+        else:
+            checks = [("cosine on average", agreement.mean_cosine, MIN_MEAN_COSINE_INT8)]
+            checks += [("part of images with the same nearest label", agreement.top1, MIN_TOP1_INT8)] if labels else []
+        for name, found, least in checks:
+            if not found >= least:
+                kind = f"the int8 file for {target}" if target else "the ONNX file"
+                on = f" on {modality} images" if len(agreements) > 1 else ""
+                raise ModelError(
+                    f"{where}: {kind} and PyTorch agree{on} to a {name} of {found:.6f}, less than {least}; "
+                    "nothing was written"
+                )
 
 
 def _card(
-    folder: Path, student: Student, target: Target | None, agreement: Agreement, labels: ModelLabels | None
+    folder: Path,
+    student: Student,
+    target: Target | None,
+    labels: ModelLabels | None,
+    agreements: dict[str, Agreement],
+    *,
+    takes_rgb: bool,
 ) -> ModelCard:
+    of_images = {name: asdict(agreement) for name, agreement in agreements.items()}
+    modalities = {
+        name: ModelModality(suffix=modality.suffix, range=modality.range, agreement=of_images.get(name, {}))
+        for name, modality in student.modalities.items()
+    }
     return ModelCard(
         image_size=student.image_size,
         mean=student.mean,
@@ -152,8 +179,10 @@ def _card(
         target=target,
         student_sha256=check_sha256([folder / WEIGHTS_NAME], None),
         software=versions(*_PACKAGES),
-        agreement=asdict(agreement),
+        agreement=next(iter(of_images.values())),
         labels=labels,
+        modalities=modalities,
+        takes_rgb=takes_rgb,
     )
 
 

@@ -1,30 +1,38 @@
 """The images an export is checked and calibrated with: clean views of a random choice from source shards, or noise.
 
-A few shards are read, one at a time, and of these only the chosen members. In memory: the rendered images, 150 KB each
-at 224 pixels.
+Of a student of several modalities, images of each, of the same samples. A few shards are read, one at a time, and of
+these only the chosen members. In memory: the rendered images, 150 KB each at 224 pixels.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from reinforce.config import ConfigError, SourceConfig
+from reinforce.config import ConfigError, ModalityConfig, SourceConfig
 from reinforce.decode import decode
 from reinforce.formatting import format_counts
-from reinforce.sample import Drop, View
-from reinforce.shards.source import ShardError, SourceShard
+from reinforce.modality import load_modality
+from reinforce.rgb import ImageError
+from reinforce.sample import RGB, RGB_MODALITY, Drop, DropReason, NullReason, Pixels, View
+from reinforce.shards.source import Member, ShardError, SourceShard
 from reinforce.storage import ShardRef, find_shards
 from reinforce.student.models import Student
 from reinforce.views.render import render
 
 Images = UInt8[np.ndarray, "images size size 3"]
+
+Modalities = Mapping[str, ModalityConfig | None]
+"""By name, `rgb` without a config; at least one."""
+
+ONLY_RGB: Modalities = {RGB_MODALITY: None}
 
 _MOST_SHARDS = 8
 _NUM_NOISE_IMAGES = 8
@@ -32,39 +40,52 @@ _NUM_NOISE_IMAGES = 8
 
 @dataclass(frozen=True, eq=False)
 class ChosenImages:
-    """Images in random order, and by reason how many of the chosen could not be used."""
+    """Images of samples in random order, by modality, row by row of the same ones, and by reason what was not used.
 
-    images: Images
+    `drops` counts the chosen samples that could not be used, and as `no_modality` those of the shards that lack one.
+    """
+
+    images: dict[str, Images]
     drops: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def num_samples(self) -> int:
+        return len(next(iter(self.images.values())))
 
-def choose_images(uris: Sequence[str], size: int, num_images: int, seed: int) -> ChosenImages:
-    """At most `num_images` clean views of `size` pixels, as many from each of up to eight shards drawn at random.
 
-    The same shards and seed give the same images. Raises ConfigError for a shard that is not a whole tar, and where
-    no image can be used.
+def choose_images(
+    uris: Sequence[str], size: int, num_samples: int, seed: int, modalities: Modalities = ONLY_RGB
+) -> ChosenImages:
+    """Clean views of `size` pixels of at most `num_samples`, as many from each of up to eight shards drawn at random.
+
+    The same shards and seed give the same images. A sample is used that has an image of every modality. Raises
+    ConfigError for a shard that is not a whole tar, and where no image can be used.
     """
     root, refs = find_shards(uris)
     generator = np.random.default_rng(seed)
     order = [refs[index] for index in generator.permutation(len(refs))][:_MOST_SHARDS]
-    found: list[UInt8[np.ndarray, "size size 3"]] = []
+    found: list[list[Pixels]] = []
     drops: Counter[str] = Counter()
     for index, ref in enumerate(order):
-        num_wanted = -(-(num_images - len(found)) // (len(order) - index))
-        for image in _choose_of_shard(ref, num_wanted, size, generator):
-            if isinstance(image, Drop):
-                drops[image.reason] += 1
-            else:
-                found.append(image)
+        num_wanted = -(-(num_samples - len(found)) // (len(order) - index))
+        found += _choose_of_shard(ref, num_wanted, size, generator, modalities, drops)
     if not found:
         raise ConfigError(f"--shards: no image of {root} can be used ({format_counts(drops) or 'there is none'})")
-    return ChosenImages(np.stack([found[index] for index in generator.permutation(len(found))]), drops)
+    shuffled = [found[index] for index in generator.permutation(len(found))]
+    return ChosenImages(dict(zip(modalities, map(np.stack, zip(*shuffled, strict=True)), strict=True)), drops)
 
 
 def _choose_of_shard(
-    ref: ShardRef, num_wanted: int, size: int, generator: np.random.Generator
-) -> list[UInt8[np.ndarray, "size size 3"] | Drop]:
-    config = SourceConfig(captions=())
+    ref: ShardRef,
+    num_wanted: int,
+    size: int,
+    generator: np.random.Generator,
+    modalities: Modalities,
+    drops: Counter[str],
+) -> list[list[Pixels]]:
+    """Views of each sample, in the order of `modalities`; what cannot be used is added to `drops`."""
+    suffixes = {name: modality.suffix for name, modality in modalities.items() if modality}
+    config = SourceConfig(captions=(), modalities=suffixes)
     with TemporaryDirectory(prefix="reinforce-export-") as spool:
         path = ref.store.local_path(ref.path)
         if path is None:
@@ -72,17 +93,43 @@ def _choose_of_shard(
             ref.store.download(ref.path, path, size=ref.size)
         try:
             shard = SourceShard(path, config)
-            members = list(shard.images().values())
         except ShardError as error:
             raise ConfigError(f"shard {ref.uri} {error}; mend it or leave it out") from None
-        chosen = [members[index] for index in generator.permutation(len(members))[:num_wanted]]
+        members = [shard.modality(name) if name in suffixes else shard.images() for name in modalities]
+        keys = [key for key in members[0] if all(key in of_modality for of_modality in members)]
+        drops.update(+Counter({NullReason.NO_MODALITY.value: len(set().union(*members)) - len(keys)}))
+        chosen = [keys[index] for index in generator.permutation(len(keys))[:num_wanted]]
         with path.open("rb") as tar:
-            images: list[UInt8[np.ndarray, "size size 3"] | Drop] = []
-            for member in chosen:
-                tar.seek(member.offset)
-                image = decode(tar.read(member.num_bytes), config.max_pixels)
-                images.append(image if isinstance(image, Drop) else render(image, View(None), size))
-            return images
+            samples = [
+                _views_of_sample(
+                    tar, [of_modality[key] for of_modality in members], modalities, config.max_pixels, size
+                )
+                for key in chosen
+            ]
+    drops.update(sample.reason.value for sample in samples if isinstance(sample, Drop))
+    return [sample for sample in samples if not isinstance(sample, Drop)]
+
+
+def _views_of_sample(
+    tar: BinaryIO, members: list[Member], modalities: Modalities, max_pixels: int, size: int
+) -> list[Pixels] | Drop:
+    views = []
+    for member, modality in zip(members, modalities.values(), strict=True):
+        tar.seek(member.offset)
+        image = _decode(tar.read(member.num_bytes), modality, max_pixels)
+        if isinstance(image, Drop):
+            return image
+        views.append(render(image, View(None), size))
+    return views
+
+
+def _decode(data: bytes, modality: ModalityConfig | None, max_pixels: int) -> RGB | Drop:
+    if modality is None:
+        return decode(data, max_pixels)
+    try:
+        return load_modality(data, modality.range, max_pixels)
+    except ImageError as error:
+        return Drop(DropReason(error.fault), str(error))
 
 
 def noise_images(size: int) -> Images:

@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from reinforce.label_names import bank_key
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
+
+    from reinforce.modality import ValueRange
 
 MODEL_FILE_VERSION = 1
 
@@ -44,6 +46,16 @@ class ModelLabels:
     fingerprint: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelModality:
+    """A modality that the student was trained on: how the names of its images end, what becomes black and white in them
+    (`reinforce.modality`), and how well the file agreed with PyTorch on them; empty if it was checked with noise."""
+
+    suffix: str
+    range: ValueRange
+    agreement: dict[str, float]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelCard:
     """Images are resized to `image_size` by the shortest side, bicubic and antialiased, cropped to the centre, scaled
@@ -62,14 +74,20 @@ class ModelCard:
     """Of the student's weights."""
     software: dict[str, str]
     agreement: dict[str, float]
-    """With PyTorch, over the images it was checked with: `num_images`, `min_cosine`, `mean_cosine`, `top1`."""
+    """With PyTorch, over the images it was checked with: `num_images`, `min_cosine`, `mean_cosine`, `top1`. Of RGB
+    images, or of the first modality where the student takes no RGB."""
     labels: ModelLabels | None = None
-    modalities: dict[str, str | tuple[float, float]] = field(default_factory=dict)
-    """Name -> range of the modalities that the student takes besides RGB, as `reinforce.modality` reads them."""
+    modalities: dict[str, ModelModality] = field(default_factory=dict)
+    """By name, those that the student was trained on besides RGB."""
+    takes_rgb: bool = True
+    """Whether it was trained on RGB images."""
 
     def to_metadata(self) -> dict[str, str]:
         """As the metadata of an ONNX file, text by name."""
         card = {"version": MODEL_FILE_VERSION} | {key: value for key, value in asdict(self).items() if key != "labels"}
+        if not self.modalities:
+            # Software of before there were modalities reads files that have none.
+            del card["modalities"], card["takes_rgb"]
         metadata = {_CARD: json.dumps(card, ensure_ascii=False)}
         if self.labels is not None:
             labels = asdict(self.labels)
@@ -87,6 +105,7 @@ class ModelCard:
                 raise ValueError("image_size and embed_dim must be whole numbers")
             if min(card["std"]) <= 0:
                 raise ValueError("std must be above 0")
+            card["modalities"] = {name: _modality(fields) for name, fields in card.get("modalities", {}).items()}
             return cls(**card, labels=_labels(metadata, card["embed_dim"]))
 
 
@@ -127,6 +146,18 @@ def _labels(metadata: dict[str, str], embed_dim: int) -> ModelLabels | None:
     embeddings = values.reshape(len(labels["labels"]), embed_dim)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     return ModelLabels(**labels | {"labels": tuple(labels["labels"]), "embeddings": embeddings})
+
+
+def _modality(fields: Any) -> ModelModality:
+    modality = ModelModality(**fields)
+    value_range: Any = modality.range
+    if isinstance(value_range, list) and len(value_range) == 2 and all(map(_is_number, value_range)):
+        modality = replace(modality, range=(value_range[0], value_range[1]))
+    elif value_range not in ("type", "image"):
+        raise ValueError("the range of a modality must be type, image or two numbers")
+    if not isinstance(modality.suffix, str):
+        raise ValueError("the suffix of a modality must be text")
+    return modality
 
 
 def _numbers(values: Any) -> tuple[float, float, float]:

@@ -1,12 +1,13 @@
-"""The bank that an exported file carries: the one in its student's folder, or one that is named."""
+"""What a student's folder says of it: the bank that its exported file carries, its teachers, what it was trained on."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from reinforce.config import ConfigError
+from reinforce.config import ConfigError, ModalityConfig
 from reinforce.deploy.model_file import ModelLabels
 from reinforce.image_tower import STUDENT_NAME, banks_in
+from reinforce.sample import RGB_MODALITY
 from reinforce.shards.banks import read_bank
 from reinforce.student.models import Student
 from reinforce.weights import ModelError
@@ -52,9 +53,25 @@ def _bank_of_folder(folder: Path) -> str | None:
 
 def recorded_teachers(folder: Path) -> dict[str, str | None]:
     """Name -> sha256 of the weights, as training noted them; none for a student saved by other means."""
-    path = folder / STUDENT_NAME
+    return dict(_read(folder, "teachers", default={}))
+
+
+def modalities_to_check(folder: Path, student: Student) -> dict[str, ModalityConfig | None]:
+    """What a student takes, by name: `rgb`, unless its recipe left that out, and its modalities."""
+    names = _read(folder, "recipe", "student", "data", "modalities", default=[RGB_MODALITY])
+    of_rgb = {RGB_MODALITY: None} if RGB_MODALITY in names or not student.modalities else {}
+    return of_rgb | student.modalities
+
+
+def _read(folder: Path, *path: str, default: Any) -> Any:
+    """What stands there in student.json, if anything does."""
+    file = folder / STUDENT_NAME
     try:
-        document: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return dict(document.get("teachers", {}))
+        found: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        for name in path:
+            found = found.get(name, {})
+        if not isinstance(found, type(default) | dict):
+            raise TypeError
     except (ValueError, AttributeError, TypeError):
         raise ModelError(f"student {folder}: {STUDENT_NAME} is damaged") from None
+    return found or default

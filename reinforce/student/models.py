@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from reinforce.config import ConfigError, ModalityConfig, StudentModelConfig
-from reinforce.image_tower import IMAGE_TOWER_CONFIG_NAME, STUDENT_NAME, WEIGHTS_NAME, ImageTower
+from reinforce.image_tower import IMAGE_TOWER_CONFIG_NAME, STUDENT_NAME, WEIGHTS_NAME, ImageTower, recorded_modalities
 from reinforce.software import versions
 from reinforce.student.blueprint import (
     CONFIG_NAME,
@@ -90,10 +90,9 @@ def load_student(folder: Path | str) -> Student:
         model = _construct(config["model_cfg"])
         model.load_state_dict(load_file(folder / WEIGHTS_NAME))
         tokenizer = tokenizer_of_folder(folder, text_cfg) if text_cfg else None
-        modalities = _read_modalities(folder)
     except Exception as error:  # open_clip and timm raise whatever a damaged folder leads them to
         raise ModelError(f"student {folder}: {one_line(error)}") from None
-    return replace(_student(model.eval(), tokenizer, config), modalities=modalities)
+    return replace(_student(model.eval(), tokenizer, config), modalities=recorded_modalities(folder))
 
 
 def save_student(
@@ -138,11 +137,6 @@ def _write_student(student: Student, folder: Path, extra: JSON, files: dict[str,
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-
-
-def _read_modalities(folder: Path) -> dict[str, ModalityConfig]:
-    recorded = json.loads((folder / STUDENT_NAME).read_text(encoding="utf-8")).get("modalities", {})
-    return {name: ModalityConfig.model_validate(modality) for name, modality in recorded.items()}
 
 
 def _replace(folder: Path, temporary: Path) -> None:

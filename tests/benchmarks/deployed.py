@@ -47,7 +47,7 @@ def make_random(backbone: str, image_size: int, folder: Path) -> None:
     for module in student.model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the mean over all that is seen, not a moving one
-    images = choose_images([str(TRAIN)], image_size, NUM_SEEN_IMAGES, seed=0).images
+    images = choose_images([str(TRAIN)], image_size, NUM_SEEN_IMAGES, seed=0).images["rgb"]
     with torch.no_grad():
         pixels = NormalisedImages(images, student)
         for start in range(0, len(pixels), BATCH_SIZE):

@@ -22,6 +22,7 @@ import PIL
 from reinforce.deploy.label.errors import LabelError
 from reinforce.deploy.label.inputs import STREAM, Encoded, Inputs, Unusable
 from reinforce.deploy.label.labelling import Labelled, Labeller
+from reinforce.deploy.label.modalities import names_of
 
 MIN_IMAGES = 20
 _WARM_UP_IMAGES = 5
@@ -37,6 +38,7 @@ class Benchmark:
     precision: str
     target: str | None
     image_size: int
+    modality: str
     num_labels: int
     threads: int
     onnxruntime: str
@@ -71,6 +73,7 @@ def run_benchmark(labeller: Labeller, arguments: list[str], seconds: float) -> t
         precision=card.precision,
         target=card.target,
         image_size=card.image_size,
+        modality=labeller.modality,
         num_labels=len(labeller.scorer.labels),
         threads=labeller.model.num_threads,
         onnxruntime=onnxruntime.__version__,
@@ -98,7 +101,7 @@ def describe(figures: Benchmark, as_json: bool) -> str:
         f"machine      {figures.cpu}, {figures.num_cpus} cores; onnxruntime {figures.onnxruntime}, "
         f"Pillow {figures.pillow}",
         f"threads      {figures.threads}",
-        f"images       {figures.num_images:,} in {figures.elapsed_s:.1f} s",
+        f"images       {figures.num_images:,} ({figures.modality}) in {figures.elapsed_s:.1f} s",
         "                median      p95",
         *(f"{name:<12} {figures.median_ms[name]:7.2f} {figures.p95_ms[name]:8.2f} ms" for name in _STAGES),
         f"end to end   {figures.fps:7.1f} images/s",
@@ -109,9 +112,10 @@ def describe(figures: Benchmark, as_json: bool) -> str:
 
 def _rounds(labeller: Labeller, arguments: list[str], unusable: dict[str | int, Unusable]) -> Iterator[Labelled]:
     """The images that can be labelled, over and over; the others by their name in `unusable`."""
+    names = names_of(labeller.model.card, labeller.modality)
     while True:
         num_labelled = 0
-        for item in Inputs(arguments):
+        for item in Inputs(arguments, names=names):
             if isinstance(item, Encoded):
                 try:
                     labelled = labeller.label(item.data)

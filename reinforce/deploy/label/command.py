@@ -83,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
 def _make_labeller(options: argparse.Namespace) -> "Labeller":
     from reinforce.deploy.label.labelling import Labeller
     from reinforce.deploy.label.labels import choose_labels, read_thresholds
+    from reinforce.deploy.label.modalities import choose_modality
     from reinforce.deploy.label.output import use_utf8
     from reinforce.deploy.label.scores import make_scorer
     from reinforce.deploy.label.session import load_model
@@ -91,6 +92,7 @@ def _make_labeller(options: argparse.Namespace) -> "Labeller":
     # Before the model is loaded to stay, so that the two are not in memory together.
     new = _embed_new_labels(options) if options.text_model else None
     model = load_model(options.model, options.threads)
+    modality = choose_modality(options.model, model.card, options.modality)
     labels = new or choose_labels(options.model, model.card, options.labels)
     scorer = make_scorer(
         labels,
@@ -100,20 +102,23 @@ def _make_labeller(options: argparse.Namespace) -> "Labeller":
         thresholds={} if options.thresholds is None else read_thresholds(options.thresholds, labels),
         top_k=options.top_k,
     )
-    return Labeller(model=model, scorer=scorer, max_pixels=options.max_pixels)
+    return Labeller(model=model, scorer=scorer, max_pixels=options.max_pixels, modality=modality)
 
 
 def _label_all(labeller: "Labeller", images: list[str], as_json: bool) -> int:
     from reinforce.deploy.label.inputs import Encoded, Inputs, Unusable
+    from reinforce.deploy.label.modalities import names_of
     from reinforce.deploy.label.output import print_labelled, print_note, print_unusable
 
-    inputs = Inputs(images)
+    inputs = Inputs(images, names=names_of(labeller.model.card, labeller.modality))
+    # A field for all rows or none: what has one modality need not say which.
+    modality = labeller.modality if labeller.model.card.modalities else None
     num_inputs = num_unusable = 0
     for item in inputs:
         num_inputs += 1
         if isinstance(item, Encoded):
             try:
-                print_labelled(item.source, labeller.label(item.data), as_json)
+                print_labelled(item.source, labeller.label(item.data), as_json, modality)
                 continue
             except LabelError as error:
                 item = Unusable(item.source, str(error))
@@ -166,6 +171,7 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("model", metavar="MODEL", type=Path, help="an ONNX file of reinforce export")
     add("images", metavar="IMAGE", nargs="+", help="image files, folders, or - for a stream of JPEGs on standard input")
+    add("--modality", metavar="NAME", help="what the images are: rgb (the default) or another the model was trained on")
     add("--labels", metavar="FILE", type=Path, help="only these of the model's labels, one a line")
     add("--text-model", metavar="FILE", type=Path, help="of reinforce export --text: --labels are then any labels")
     add("--templates", metavar="FILE", type=Path, help="prompts for --text-model, with {}; default: a photo of a {}.")

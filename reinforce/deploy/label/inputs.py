@@ -18,9 +18,26 @@ MAX_IMAGE_BYTES = 128 << 20
 """Of a file, or of an image of a stream: what is larger is refused before it fills the memory of a small device."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Of the files taken from folders, in any case. A file that is named is opened whatever it is called."""
+"""Of images. A file that is named is opened whatever it is called."""
 
 STREAM = "-"
+
+
+@dataclass(frozen=True)
+class Names:
+    """Which files are taken from folders: those whose names end with one of `endings` and none of `but_not`, in any
+    case. `kind` is what they are, in words."""
+
+    kind: str = "image"
+    endings: tuple[str, ...] = SUFFIXES
+    but_not: tuple[str, ...] = ()
+
+    def take(self, name: str) -> bool:
+        return name.lower().endswith(self.endings) and not name.lower().endswith(self.but_not)
+
+    def __str__(self) -> str:
+        excluded = f", not {' '.join(self.but_not)}" if self.but_not else ""
+        return f"{' '.join(self.endings)}{excluded}"
 
 
 @dataclass(frozen=True)
@@ -45,8 +62,9 @@ class Inputs:
     Raises LabelError if the stream itself cannot be read.
     """
 
-    def __init__(self, arguments: list[str], stream: BinaryIO | None = None) -> None:
+    def __init__(self, arguments: list[str], stream: BinaryIO | None = None, names: Names = Names()) -> None:
         self._arguments = arguments
+        self._names = names
         self._stream = stream
         self._num_other_files = 0
         self._num_skipped_bytes = 0
@@ -64,7 +82,8 @@ class Inputs:
         """What was passed over so far, counted, a line each."""
         notes = []
         if self._num_other_files:
-            notes.append(f"left out of the folders, as their names are no image's: {self._num_other_files:,} files")
+            kind = self._names.kind
+            notes.append(f"left out of the folders, as their names are no {kind}'s: {self._num_other_files:,} files")
         if self._num_skipped_bytes:
             notes.append(f"skipped in the stream, as they are no part of an image: {self._num_skipped_bytes:,} bytes")
         return notes
@@ -91,7 +110,7 @@ class Inputs:
         for path, folders, files in os.walk(folder, onerror=unreadable.append):
             folders.sort()
             for name in sorted(files):
-                if name.lower().endswith(SUFFIXES):
+                if self._names.take(name):
                     yield _read(os.path.join(path, name))
                     num_images += 1
                 else:
@@ -99,7 +118,7 @@ class Inputs:
         for error in unreadable:
             yield Unusable(str(error.filename), _words(error))
         if not num_images and not unreadable:
-            yield Unusable(folder, f"no image in this folder ({' '.join(SUFFIXES)})")
+            yield Unusable(folder, f"no {self._names.kind} in this folder ({self._names})")
 
 
 def _read(path: str) -> Encoded | Unusable:

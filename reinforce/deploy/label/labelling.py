@@ -6,7 +6,8 @@ from time import perf_counter
 import numpy as np
 
 from reinforce.deploy.label.errors import LabelError
-from reinforce.deploy.label.preprocess import clean_view, decode_rgb, normalised
+from reinforce.deploy.label.modalities import RGB
+from reinforce.deploy.label.preprocess import clean_view, decode_modality, decode_rgb, normalised
 from reinforce.deploy.label.scores import Scored, Scorer
 from reinforce.deploy.label.session import Model
 from reinforce.rgb import ImageError, ImageFault
@@ -32,18 +33,23 @@ class Labelled:
 
 @dataclass(frozen=True, kw_only=True)
 class Labeller:
-    """A model with a scorer."""
+    """A model with a scorer, for images of one modality: `rgb` or one of the model's."""
 
     model: Model
     scorer: Scorer
     max_pixels: int
+    modality: str = RGB
 
     def label(self, data: bytes) -> Labelled:
         """Raises LabelError, in words, if these bytes cannot be labelled."""
         card = self.model.card
         started = perf_counter()
         try:
-            image, part = decode_rgb(data, self.max_pixels, card.image_size)
+            if self.modality == RGB:
+                image, part = decode_rgb(data, self.max_pixels, card.image_size)
+            else:
+                value_range = card.modalities[self.modality].range
+                image, part = decode_modality(data, value_range, self.max_pixels, card.image_size)
         except ImageError as error:
             raise LabelError(f"{_WORDS[error.fault]} ({error})") from None
         except MemoryError:

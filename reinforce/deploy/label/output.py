@@ -17,12 +17,13 @@ def use_utf8(as_json: bool) -> None:
             stream.reconfigure(encoding="utf-8" if as_json else None, errors="backslashreplace")
 
 
-def print_labelled(source: str | int, labelled: Labelled, as_json: bool) -> None:
-    """The labels of one image, best first."""
+def print_labelled(source: str | int, labelled: Labelled, as_json: bool, modality: str | None) -> None:
+    """The labels of one image, best first; in JSON the modality too, if there is a choice."""
     if as_json:
         labels = [label for label, _ in labelled.scored]
         scores = [round(score, 4) for _, score in labelled.scored]
-        _print_json(source, {"labels": labels, "scores": scores, "ms": round(labelled.total_ms, 2)})
+        read_as = {} if modality is None else {"modality": modality}
+        _print_json(source, read_as | {"labels": labels, "scores": scores, "ms": round(labelled.total_ms, 2)})
     else:
         labels = [f"{label} {score:.2f}" for label, score in labelled.scored]
         print(f"{_one_line(source)}: {', '.join(labels) or UNKNOWN}", flush=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from reinforce.modality import load_modality
 from reinforce.rgb import is_turned, load_rgb, open_image
 
 Part = tuple[float, float, float, float]
@@ -22,6 +23,8 @@ _DRAFT_OVERSAMPLING = 2
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, UInt8
+
+    from reinforce.modality import ValueRange
 
 
 def decode_rgb(data: bytes, max_pixels: int, size: int) -> tuple[Image.Image, Part]:
@@ -43,6 +46,12 @@ def decode_rgb(data: bytes, max_pixels: int, size: int) -> tuple[Image.Image, Pa
         width, height = image.size
     left, top, right, bottom = (scale * edge for edge in kept_part(width, height, size))
     return image, (left, top, min(right, image.width), min(bottom, image.height))  # not beyond by a rounding
+
+
+def decode_modality(data: bytes, value_range: ValueRange, max_pixels: int, size: int) -> tuple[Image.Image, Part]:
+    """Likewise of another modality's image, decoded whole and brought to 8 bits as in training."""
+    image = Image.fromarray(load_modality(data, value_range, max_pixels))
+    return image, kept_part(*image.size, size)
 
 
 def clean_view(image: Image.Image, part: Part, size: int) -> UInt8[np.ndarray, "size size 3"]:
