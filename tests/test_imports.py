@@ -34,7 +34,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "deploy": (
         "deploy",
         "modality",
-        "rgb",
         "student",
         "text_tower",
         "image_tower",

@@ -61,6 +61,12 @@ def evaluate(
     bank: Annotated[
         str | None, typer.Option(help="zeroshot: a bank's folder instead of texts; default: that of an image tower.")
     ] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="Images of this modality: a student's NAME for it, or a suffix such as ir.jpg.")
+    ] = None,
+    modality_range: Annotated[
+        str | None, typer.Option(help="With a suffix, what is black and white: type (the default), image or LOW:HIGH.")
+    ] = None,
     per_class: Annotated[bool, typer.Option(help="zeroshot: a row for each class as well.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Every figure, as JSON.")] = False,
 ) -> None:
@@ -82,6 +88,8 @@ def evaluate(
             captions=captions,
             labels=labels,
             bank=bank,
+            modality=modality,
+            modality_range=modality_range,
         )
         if as_json:
             print(json.dumps([result.to_json() for result in results], indent=2, ensure_ascii=False))

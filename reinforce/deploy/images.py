@@ -17,11 +17,9 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from reinforce.config import ConfigError, ModalityConfig, SourceConfig
-from reinforce.decode import decode
+from reinforce.decode import decode, decode_modality
 from reinforce.formatting import format_counts
-from reinforce.modality import load_modality
-from reinforce.rgb import ImageError
-from reinforce.sample import RGB, RGB_MODALITY, Drop, DropReason, NullReason, Pixels, View
+from reinforce.sample import RGB_MODALITY, Drop, NullReason, Pixels, View
 from reinforce.shards.source import Member, ShardError, SourceShard
 from reinforce.storage import ShardRef, find_shards
 from reinforce.student.models import Student
@@ -116,20 +114,12 @@ def _views_of_sample(
     views = []
     for member, modality in zip(members, modalities.values(), strict=True):
         tar.seek(member.offset)
-        image = _decode(tar.read(member.num_bytes), modality, max_pixels)
+        data = tar.read(member.num_bytes)
+        image = decode(data, max_pixels) if modality is None else decode_modality(data, modality.range, max_pixels)
         if isinstance(image, Drop):
             return image
         views.append(render(image, View(None), size))
     return views
-
-
-def _decode(data: bytes, modality: ModalityConfig | None, max_pixels: int) -> RGB | Drop:
-    if modality is None:
-        return decode(data, max_pixels)
-    try:
-        return load_modality(data, modality.range, max_pixels)
-    except ImageError as error:
-        return Drop(DropReason(error.fault), str(error))
 
 
 def noise_images(size: int) -> Images:

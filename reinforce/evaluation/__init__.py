@@ -4,9 +4,11 @@ Teachers and students stand in one table: whatever open_clip opens, or a student
 one pass of the image tower over the shards, on any device; nothing but embeddings is kept, and images if asked to.
 """
 
+from reinforce.evaluation.crossmodal import CrossModalTask
 from reinforce.evaluation.model import EmbeddingModel, embedding_model_of, load_embedding_model
 from reinforce.evaluation.multilabel import MultiLabelTask
 from reinforce.evaluation.results import (
+    CrossModalResult,
     MultiLabelResult,
     RetrievalResult,
     ZeroShotResult,
@@ -18,6 +20,8 @@ from reinforce.evaluation.run import evaluate_models
 from reinforce.evaluation.zeroshot import ZeroShotTask
 
 __all__ = [
+    "CrossModalResult",
+    "CrossModalTask",
     "EmbeddingModel",
     "MultiLabelResult",
     "MultiLabelTask",

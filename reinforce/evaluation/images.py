@@ -23,7 +23,7 @@ from reinforce.config import ConfigError, ModalityConfig, SourceConfig
 from reinforce.decode import decode, decode_modality
 from reinforce.evaluation.model import EmbeddingModel
 from reinforce.formatting import format_counts
-from reinforce.sample import Box, Drop, DropReason, NullReason, Pixels, Sample, View
+from reinforce.sample import RGB, Box, Drop, DropReason, NullReason, Pixels, Sample, View
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.source import ShardError, SourceShard
 from reinforce.storage import ShardRef, find_shards
@@ -53,6 +53,8 @@ class Example:
     pixels: Pixels
     label: int
     captions: tuple[str, ...]
+    rgb: Pixels | None = None
+    """With a modality and `needs` rgb: the sample's own image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class EmbeddedImages:
     embeddings: Float[torch.Tensor, "rows dim"]
     labels: list[int] = field(default_factory=list)
     captions: list[tuple[str, ...]] = field(default_factory=list)
+    rgb: Float[torch.Tensor, "rows dim"] | None = None
+    """With `needs` rgb, of the samples' own images."""
     drops: Counter[str] = field(default_factory=Counter)
 
 
@@ -78,15 +82,15 @@ class ShardImages:
 
     `root` is the source root's URI. `counts` says what was left out short of a whole sample; it is complete after a
     pass. With `modality` the images are a sample's members of its suffix in place of the RGB ones, by its range, and
-    the clean view is their own. Raises `ConfigError` for a selection that no shard has a part in, and for a shard that
-    is not a whole tar.
+    the clean view is their own; `needs` rgb gives both. Raises `ConfigError` for a selection that no shard has a part
+    in, and for a shard that is not a whole tar.
     """
 
     def __init__(
         self,
         uris: str | Sequence[str],
         *,
-        needs: Literal["label", "labels", "captions"],
+        needs: Literal["label", "labels", "captions", "rgb"],
         select: str | None = None,
         field_name: str = "txt",
         max_captions: int = 5,
@@ -101,7 +105,7 @@ class ShardImages:
         self._needs = needs
         self._max_captions = max_captions
         self._modality = modality
-        self._source = _source_config(None if needs == "label" else field_name, needs, modality)
+        self._source = _source_config(None if needs in ("label", "rgb") else field_name, needs, modality)
         self._workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
         self._cache_bytes = cache_bytes
         self._cached: list[Example | Skipped] | None = None
@@ -111,7 +115,15 @@ class ShardImages:
         """One pass of a model over the images; the caller puts it into evaluation mode."""
         found = EmbeddedImages(torch.empty(0, 0))
         rows: list[Float[torch.Tensor, "rows dim"]] = []
-        batch: list[Pixels] = []
+        of_rgb: list[Float[torch.Tensor, "rows dim"]] = []
+        batch: list[Example] = []
+
+        def embed_batch() -> None:
+            rows.append(model.embed_images(np.stack([example.pixels for example in batch])))
+            rgb = [example.rgb for example in batch if example.rgb is not None]
+            of_rgb.extend([model.embed_images(np.stack(rgb))] if rgb else [])
+            batch.clear()
+
         with closing(self.examples(model.image_size, squashes=model.squashes)) as examples:
             for example in examples:
                 if isinstance(example, Skipped):
@@ -119,15 +131,15 @@ class ShardImages:
                     continue
                 found.labels.append(example.label)
                 found.captions.append(example.captions)
-                batch.append(example.pixels)
+                batch.append(example)
                 if len(batch) == batch_size:
-                    rows.append(model.embed_images(np.stack(batch)))
-                    batch = []
+                    embed_batch()
         if batch:
-            rows.append(model.embed_images(np.stack(batch)))
+            embed_batch()
         if not rows:
             raise ConfigError(self._nothing_usable(found.drops))
         found.embeddings = torch.cat(rows)
+        found.rgb = torch.cat(of_rgb) if of_rgb else None
         return found
 
     def examples(self, size: int, *, squashes: bool = False) -> Generator[Example | Skipped, None, None]:
@@ -139,7 +151,8 @@ class ShardImages:
         kept: list[Example | Skipped] | None = []
         num_bytes = 0
         for example in self._render_ahead(size, squashes):
-            num_bytes += example.pixels.nbytes if isinstance(example, Example) else 0
+            if isinstance(example, Example):
+                num_bytes += example.pixels.nbytes * (2 if example.rgb is not None else 1)
             if num_bytes > self._cache_bytes:
                 kept = None
             if kept is not None:
@@ -153,11 +166,7 @@ class ShardImages:
         pool = ThreadPoolExecutor(self._workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
         try:
             for sample in self._samples():
-                facts = self._facts(sample)
-                data = sample.image if self._modality is None else sample.modalities.get(_MODALITY, b"")
-                pending.append(
-                    pool.submit(_render, data, facts, size, squashes, self._source.max_pixels, self._modality)
-                )
+                pending.append(pool.submit(self._render, sample, self._facts(sample), size, squashes))
                 if len(pending) > depth:
                     yield pending.popleft().result()
             while pending:
@@ -187,20 +196,36 @@ class ShardImages:
         self.counts.update(+source.counts)
 
     def _facts(self, sample: Sample) -> _Facts | Skipped:
-        needs_rgb = self._modality is None
+        needs_rgb = self._modality is None or self._needs == "rgb"
         if sample.drop is not None and (needs_rgb or sample.drop.reason != DropReason.MISSING_IMAGE):
             return Skipped(sample.drop.reason)
-        if not needs_rgb and _MODALITY not in sample.modalities:
+        if self._modality is not None and _MODALITY not in sample.modalities:
             return Skipped(NullReason.NO_MODALITY)
         if self._needs == "captions":
             captions = self._captions(sample)
             return _Facts(captions=captions) if captions else Skipped("no_caption")
         if self._needs == "labels":
             return _Facts(captions=sample.captions) if sample.captions else Skipped("missing_label")
+        if self._needs == "rgb":
+            return _Facts()
         if sample.label is None:
             return Skipped("missing_label")
         label = parse_label(sample.label)
         return Skipped("bad_label") if label is None else _Facts(label)
+
+    def _render(self, sample: Sample, facts: _Facts | Skipped, size: int, squashes: bool) -> Example | Skipped:
+        if isinstance(facts, Skipped):
+            return facts
+        modality, limit = self._modality, self._source.max_pixels
+        images = [decode_modality(sample.modalities[_MODALITY], modality.range, limit)] if modality else []
+        if modality is None or self._needs == "rgb":
+            images.append(decode(sample.image, limit))
+        views = []
+        for image in images:
+            if isinstance(image, Drop):
+                return Skipped(image.reason)
+            views.append(_clean_view(image, size, squashes))
+        return Example(views[0], facts.label, facts.captions, *views[1:])
 
     def _captions(self, sample: Sample) -> tuple[str, ...]:
         captions = list(sample.captions)
@@ -260,19 +285,7 @@ def _fetch(ref: ShardRef, target: Path) -> Path:
     return local or target
 
 
-def _render(
-    data: bytes,
-    facts: _Facts | Skipped,
-    size: int,
-    squashes: bool,
-    max_pixels: int,
-    modality: ModalityConfig | None,
-) -> Example | Skipped:
-    if isinstance(facts, Skipped):
-        return facts
-    decoded = decode_modality(data, modality.range, max_pixels) if modality else decode(data, max_pixels)
-    if isinstance(decoded, Drop):
-        return Skipped(decoded.reason)
-    height, width, _ = decoded.shape
+def _clean_view(image: RGB, size: int, squashes: bool) -> Pixels:
+    height, width, _ = image.shape
     whole = Box(0, 0, height, width, width, height)
-    return Example(render(decoded, View(whole if squashes else None), size), facts.label, facts.captions)
+    return render(image, View(whole if squashes else None), size)

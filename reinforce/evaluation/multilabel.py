@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
+from reinforce.config import ModalityConfig
 from reinforce.evaluation.banks import Classes, classes_in, notes_of
 from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES, ShardImages
 from reinforce.evaluation.metrics import aurocs, num_non_finite
@@ -24,7 +25,7 @@ class MultiLabelTask:
     """Shards whose samples name their labels in a field of their `.json` member, ready for any number of models.
 
     `labels` is that field, `json.FIELD`. Classes are the lines of `classnames`, else a bank's labels, else
-    the lines of `classnames.txt` beside the shards. Raises `ConfigError`.
+    the lines of `classnames.txt` beside the shards. `modality` as of `ShardImages`. Raises `ConfigError`.
     """
 
     def __init__(
@@ -38,9 +39,16 @@ class MultiLabelTask:
         batch_size: int = BATCH_SIZE,
         workers: int | None = None,
         cache_bytes: int = CACHE_BYTES,
+        modality: ModalityConfig | None = None,
     ) -> None:
         self.images = ShardImages(
-            uris, needs="labels", field_name=labels, select=select, workers=workers, cache_bytes=cache_bytes
+            uris,
+            needs="labels",
+            field_name=labels,
+            select=select,
+            workers=workers,
+            cache_bytes=cache_bytes,
+            modality=modality,
         )
         self.classnames = classnames
         self.templates = templates

@@ -8,7 +8,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from reinforce.config import ValueRange
 from reinforce.formatting import format_counts
+from reinforce.sample import RGB_MODALITY
 
 RECALLS = (1, 5, 10)
 
@@ -48,6 +50,9 @@ class ZeroShotResult:
     drops: dict[str, int]
     counts: dict[str, int]
     notes: tuple[str, ...]
+    modality: str = RGB_MODALITY
+    """What the images are; `modality_range` says what is black and white in them, None for RGB."""
+    modality_range: ValueRange | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"task": "zeroshot"} | asdict(self)
@@ -72,6 +77,8 @@ class MultiLabelResult:
     drops: dict[str, int]
     counts: dict[str, int]
     notes: tuple[str, ...]
+    modality: str = RGB_MODALITY
+    modality_range: ValueRange | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"task": "multilabel"} | asdict(self)
@@ -98,7 +105,28 @@ class RetrievalResult:
         return {"task": "retrieval"} | asdict(self)
 
 
-Result = ZeroShotResult | MultiLabelResult | RetrievalResult
+@dataclass(frozen=True)
+class CrossModalResult:
+    """Retrieval between the images of a modality and the RGB ones of the same samples, by one model: recall at k."""
+
+    model: str
+    num_parameters: int
+    modality: str
+    modality_range: ValueRange
+    num_pairs: int
+    modality_to_rgb: dict[int, float]
+    """The share of the modality's images whose sample's RGB image is among the first k."""
+    rgb_to_modality: dict[int, float]
+    num_non_finite: int
+    drops: dict[str, int]
+    counts: dict[str, int]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"task": "retrieval"} | asdict(self)
+
+
+Result = ZeroShotResult | MultiLabelResult | RetrievalResult | CrossModalResult
 
 
 def render_table(results: Sequence[Result]) -> Table:
@@ -108,6 +136,8 @@ def render_table(results: Sequence[Result]) -> Table:
         headers = ["top-1", "top-5", "mean per\nclass", "AUROC"]
     elif isinstance(results[0], MultiLabelResult):
         headers = ["AUROC"]
+    elif isinstance(results[0], CrossModalResult):
+        headers = [f"{found}\nR@{k}" for found in ("RGB", results[0].modality) for k in RECALLS]
     else:
         headers = [f"{found}\nR@{k}" for found in ("image", "text") for k in RECALLS]
     table = _table("model", "params\n(M)", *headers)
@@ -134,6 +164,8 @@ def _figures(result: Result) -> list[float | None]:
         return [result.top1, result.top5, result.mean_per_class, result.auroc]
     if isinstance(result, MultiLabelResult):
         return [result.auroc]
+    if isinstance(result, CrossModalResult):
+        return [recalls[k] for recalls in (result.modality_to_rgb, result.rgb_to_modality) for k in RECALLS]
     return [recalls[k] for recalls in (result.text_to_image, result.image_to_text) for k in RECALLS]
 
 
@@ -144,14 +176,22 @@ def _facts(results: Sequence[Result]) -> list[str]:
         lines = [f"{first.num_samples:,} samples, {len(first.classes):,} classes, {prompts}"]
         if first.num_classes_without_auroc:
             lines.append(f"AUROC without {first.num_classes_without_auroc:,} classes that lack samples or others")
+    elif isinstance(first, CrossModalResult):
+        lines = [f"{first.num_pairs:,} pairs, RGB images found by {first.modality} images and these by RGB"]
     else:
         lines = [f"{first.num_images:,} images found by {first.num_captions:,} captions, texts found by image"]
+    if not isinstance(first, RetrievalResult) and first.modality_range is not None:
+        lines.append(f"of {first.modality} images, range {_range(first.modality_range)}")
     for name, counts in (("dropped", first.drops), ("left out", first.counts)):
         lines += [f"{name}: {format_counts(Counter(counts))}"] if counts else []
     for result in results:
         lines += [f"{result.model}: {result.num_non_finite:,} embeddings not finite"] if result.num_non_finite else []
         lines += result.notes
     return lines
+
+
+def _range(value_range: ValueRange) -> str:
+    return value_range if isinstance(value_range, str) else f"{value_range[0]:g} to {value_range[1]:g}"
 
 
 def _prompts(result: Result) -> str:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,9 @@ from rich.console import Console
 
 from reinforce.config import ConfigError
 from reinforce.evaluation.banks import bank_for
+from reinforce.evaluation.crossmodal import CrossModalTask
 from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES
+from reinforce.evaluation.modalities import EvaluatedModality, choose_modality
 from reinforce.evaluation.model import check_model_name, load_embedding_model
 from reinforce.evaluation.multilabel import MultiLabelTask
 from reinforce.evaluation.results import Result
@@ -31,6 +34,8 @@ def evaluate_models(
     captions: str | None = None,
     labels: str | None = None,
     bank: str | None = None,
+    modality: str | None = None,
+    modality_range: str | None = None,
     device: str = "auto",
     threads: int | None = None,
     batch_size: int = BATCH_SIZE,
@@ -40,7 +45,8 @@ def evaluate_models(
 
     `captions` is `txt` unless given. With `labels`, `json.FIELD`, a sample carries several, and AUROC is all there is.
     `bank` is the folder of one that stands for the models' text towers; by default that in a student's folder, if it
-    has no text tower. `threads` is torch's, for the model; the other cores decode. Raises `ConfigError`, `ModelError`,
+    has no text tower. With a `modality` images are of that one (`modalities.choose_modality`), and retrieval is between
+    it and RGB. `threads` is torch's, for the model; the other cores decode. Raises `ConfigError`, `ModelError`,
     `FormatError` or `StorageError`.
     """
     console = console or Console(stderr=True)
@@ -51,11 +57,13 @@ def evaluate_models(
     torch.set_num_threads(num_threads)
     for name in models:
         check_model_name(name)
+    evaluated = choose_modality(models, modality, modality_range)
     prepared = _prepare(
         task,
         dataset,
         {"--classnames": classnames, "--templates": templates, "--bank": bank, "--labels": labels},
         captions,
+        evaluated,
         select=select,
         batch_size=batch_size,
         workers=max(1, num_cores - num_threads),
@@ -66,13 +74,15 @@ def evaluate_models(
     for name in models:
         with console.status(f"evaluating {name}"):
             model = load_embedding_model(name, where)
-            if isinstance(prepared, RetrievalTask):
+            if isinstance(prepared, RetrievalTask | CrossModalTask):
                 results.append(prepared.evaluate(model))
-            else:
-                found = bank_for(model, bank)
-                if found is not None and templates is not None:
-                    raise ConfigError(f"--templates: {name} is scored by bank {found.name}, which has its own")
-                results.append(prepared.evaluate(model, found))
+                continue
+            found = bank_for(model, bank)
+            if found is not None and templates is not None:
+                raise ConfigError(f"--templates: {name} is scored by bank {found.name}, which has its own")
+            value_range = evaluated.config.range if evaluated.config else None
+            result = prepared.evaluate(model, found)
+            results.append(replace(result, modality=evaluated.name, modality_range=value_range))
     return results
 
 
@@ -81,16 +91,22 @@ def _prepare(
     dataset: str | Sequence[str],
     prompts: dict[str, str | None],
     captions: str | None,
+    evaluated: EvaluatedModality,
     **images: Any,
-) -> ZeroShotTask | MultiLabelTask | RetrievalTask:
+) -> ZeroShotTask | MultiLabelTask | RetrievalTask | CrossModalTask:
     """The task, refused with options of the other one; `images` go on to either."""
     given = {option for option, value in (prompts | {"--captions": captions}).items() if value is not None}
     foreign = given & (prompts.keys() if task == "retrieval" else {"--captions"})
     if foreign:
         other = "zeroshot" if task == "retrieval" else "retrieval"
         raise ConfigError(f"{' and '.join(sorted(foreign))}: only for --task {other}")
+    if task == "retrieval" and evaluated.config is not None:
+        if captions is not None:
+            raise ConfigError(f"--captions: with --modality {evaluated.name} images are found by images")
+        return CrossModalTask(dataset, name=evaluated.name, modality=evaluated.config, **images)
     if task == "retrieval":
         return RetrievalTask(dataset, captions=captions or "txt", **images)
+    images |= {"modality": evaluated.config}
     if prompts["--bank"] is not None and prompts["--templates"] is not None:
         raise ConfigError("--templates: a bank has its own; leave out either")
     if prompts["--labels"] is not None:
