@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from reinforce.cli import app
 from reinforce.config import ConfigError
 from reinforce.demo.captions import TEMPLATES, names
-from reinforce.demo.run import STUDENTS, TEACHERS, run_demo
+from reinforce.demo.run import STUDENTS, TEACHERS, run_demo, write_depth_scenes
 from reinforce.demo.scenes import draw_scene
 from reinforce.demo.shards import ODD_EVERY, write_scenes
 from reinforce.prompts import TEMPLATES_FILE
@@ -122,3 +122,25 @@ def test_test_scenes_are_others_and_all_is_right_with_them(tmp_path: Path) -> No
         assert (facts["noise"], facts["image"], facts["class"]) == ("right", "plain", scene.things[0].kind)
         assert names(members[f"00000{index:04d}.txt"].decode(), scene.things[0])
     assert (tmp_path / TEMPLATES_FILE).read_text().splitlines() == list(TEMPLATES)
+
+
+def test_scenes_with_depth_are_written_once_and_a_dataset_can_be_made_of_them(tmp_path: Path) -> None:
+    printed = []
+    for _ in range(2):
+        console = Console(file=io.StringIO(), width=200)
+        write_depth_scenes(tmp_path, 10, console, num_test_images=8)
+        assert isinstance(console.file, io.StringIO)
+        printed.append(console.file.getvalue())
+    assert printed[1].count("are there already") == 3
+    keys = {}
+    for name, num_images in (("scenes", 10), ("validation", 4), ("test", 8)):
+        with tarfile.open(tmp_path / "depth" / name / "00000.tar") as tar:
+            members = tar.getmembers()
+            images = {member.name: tar.extractfile(member).read() for member in members if ".jpg" in member.name}  # type: ignore[union-attr]
+        assert sum(member.name.endswith(".depth.png") for member in members) == len(images) == num_images
+        keys[name] = set(images.values())
+    assert not (keys["scenes"] & keys["test"] | keys["validation"] & keys["test"])
+    (command,) = [line for line in printed[0].splitlines() if line.startswith("reinforce build")]
+    result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--set", "build.views.count=1"])
+    assert result.exit_code == 0, result.stderr
+    assert "10 samples, 10 kept" in result.stdout + result.stderr

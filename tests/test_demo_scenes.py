@@ -6,6 +6,7 @@ import socket
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,11 +19,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from reinforce.demo import MODELS
 from reinforce.demo.captions import NOISE_SHARES, describe, draw_noisy_caption, names, truth
+from reinforce.demo.depth import FARTHEST_MM, NEAREST_MM, render_depth
 from reinforce.demo.measure import LoadedTeacher, caption_accuracy, caption_scenes, held_out_scenes
-from reinforce.demo.painting import render_scene
+from reinforce.demo.painting import render_classes, render_scene
 from reinforce.demo.scenes import BACKGROUNDS, COLOURS, Scene, draw_scene
 from reinforce.demo.shapes import CLASSES
-from reinforce.demo.shards import ODD_EVERY, ODD_IMAGES, USELESS_IMAGES, write_scenes
+from reinforce.demo.shards import ODD_DEPTHS, ODD_EVERY, ODD_IMAGES, USELESS_IMAGES, write_scenes
 
 NUM_IMAGES = ODD_EVERY * len(ODD_IMAGES)
 Members = dict[str, bytes]
@@ -35,6 +37,10 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Members]:
     shards = write_scenes(folder, num_images=NUM_IMAGES, images_per_shard=200, seed=3)
     assert [path.name for path in shards] == ["00000.tar", "00001.tar", "00002.tar"]
     assert (folder / "classnames.txt").read_text().split() == list(CLASSES)
+    return _samples_of(shards)
+
+
+def _samples_of(shards: list[Path]) -> list[Members]:
     grouped: dict[str, Members] = {}
     for path in shards:
         with tarfile.open(path) as tar:
@@ -185,6 +191,66 @@ def test_rotated_image_is_upright_once_its_tag_is_heeded(samples: list[Members])
     painted = render_scene(draw_scene(3 * (1 << 24) + index), upright.size)
     difference = np.abs(np.asarray(upright, np.float32) - np.asarray(painted, np.float32)).mean()
     assert difference < 6
+
+
+def test_depth_goes_beside_the_members_that_are_there_without_it(samples: list[Members], tmp_path: Path) -> None:
+    num_images = ODD_EVERY * len(ODD_DEPTHS)
+    written = _samples_of(write_scenes(tmp_path, num_images=num_images, images_per_shard=200, seed=3, modality="depth"))
+    counts: Counter[str] = Counter()
+    for with_depth, without in zip(written, samples[:num_images], strict=True):
+        facts = _facts(with_depth)
+        kind, data = facts.pop("depth"), with_depth.pop("depth.png", None)
+        counts[kind] += 1
+        assert facts == _facts(without)
+        assert with_depth | {"json": b""} == without | {"json": b""}
+        if kind != "plain":
+            assert facts["image"] == "plain"
+            assert data is None if kind == "missing" else data is not None and not _decodes(data)
+            continue
+        assert data is not None
+        depth = Image.open(io.BytesIO(data))
+        assert (depth.format, depth.mode) == ("PNG", "I;16")
+        if facts["image"] not in (*USELESS_IMAGES, "rotated"):
+            size = Image.open(io.BytesIO(_image_of(without))).size
+            assert depth.size == tuple(round(0.75 * side) for side in size)
+    assert set(counts) == {"plain", *ODD_DEPTHS}
+    assert counts["plain"] == num_images - len(ODD_DEPTHS)
+
+
+def _decodes(data: bytes) -> bool:
+    try:
+        Image.open(io.BytesIO(data)).load()
+    except OSError:
+        return False
+    return True
+
+
+def test_depth_shows_the_things_where_they_are_with_their_parts(scenes: list[Scene]) -> None:
+    agreement, with_parts = [], []
+    for scene in scenes[:60]:
+        depth = render_depth(scene, (96, 72))
+        known = depth > 0
+        assert 0.9 < known.mean() < 1
+        assert NEAREST_MM <= depth[known].min() <= depth.max() <= FARTHEST_MM
+        thing = np.asarray(render_classes(scene, (96, 72))) == 1 + scene.class_index
+        # Its outline is where distances jump: nearly all that lies around it is farther than all of it.
+        row, column = np.nonzero(thing)
+        around = np.zeros_like(thing)
+        around[max(row.min() - 2, 0) : row.max() + 3, max(column.min() - 2, 0) : column.max() + 3] = True
+        others = np.asarray(render_classes(scene, (96, 72))) > 0
+        beside = depth[around & ~others & known].astype(int)
+        agreement.append(np.mean(beside > np.median(depth[thing & known])))
+        with_parts.append(np.ptp(np.percentile(depth[thing & known].astype(int), (5, 95))))
+    assert np.mean(agreement) > 0.95
+    assert np.mean([spread > 60 for spread in with_parts]) > 0.2
+
+
+def test_depth_is_that_of_the_scene_whatever_its_colours(scenes: list[Scene]) -> None:
+    scene = scenes[0]
+    painted = replace(scene, light=1.0, things=tuple(replace(thing, colour="pink") for thing in scene.things))
+    assert np.array_equal(render_depth(painted, (60, 60)), render_depth(scene, (60, 60)))
+    other = replace(scene, texture_seed=scene.texture_seed + 1)
+    assert not np.array_equal(render_depth(other, (60, 60)), render_depth(scene, (60, 60)))
 
 
 @pytest.mark.parametrize("name", ["demo-a", "demo-b"])

@@ -9,6 +9,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +28,7 @@ from reinforce.student.journal import read_metrics
 
 IMAGES_PER_SHARD = 500
 NUM_TEST_IMAGES = 1000
-RECIPE = "demo"
+RECIPE, DEPTH_RECIPE = "demo", "demo_edgevl"
 TEACHERS = ("demo-a", "demo-b")
 STUDENTS: dict[str, tuple[str, ...]] = {
     "clip": ("student.loss.kind=clip", "student.data.captioners=[]"),
@@ -35,7 +36,7 @@ STUDENTS: dict[str, tuple[str, ...]] = {
 }
 """The student's name -> how it departs from the recipe."""
 
-_TEST_SEED = 1
+_TEST_SEED, _VALIDATION_SEED = 1, 2
 _NUM_EVALUATIONS = 10
 
 
@@ -55,7 +56,7 @@ def run_demo(
     console = console or Console()
     scenes, reinforced, test = output / "scenes", output / "reinforced", output / "test"
     _write_scenes(scenes, num_images, console)
-    _write_scenes(test, num_test_images, console, is_test=True)
+    _write_scenes(test, num_test_images, console, seed=_TEST_SEED)
     _show_command(console, "build", "--shards", scenes, "--recipe", RECIPE, "--output", reinforced)
     summary = build(str(scenes), str(reinforced), RECIPE, console=console)
     _say(console, describe(summary))
@@ -70,7 +71,27 @@ def run_demo(
     return 0
 
 
-def _write_scenes(folder: Path, num_images: int, console: Console, *, is_test: bool = False) -> None:
+def write_depth_scenes(
+    output: Path, num_images: int, console: Console | None = None, *, num_test_images: int = NUM_TEST_IMAGES
+) -> None:
+    """Writes scenes with a depth image each, to train on, to validate with and to test with, below `OUTPUT/depth`.
+
+    What is there already is kept. Raises `ConfigError` if the scenes that are there are not as many.
+    """
+    console = console or Console()
+    folder = output / "depth"
+    _write_scenes(folder / "scenes", num_images, console, modality="depth")
+    _write_scenes(folder / "validation", num_test_images // 2, console, seed=_VALIDATION_SEED, modality="depth")
+    _write_scenes(folder / "test", num_test_images, console, seed=_TEST_SEED, modality="depth")
+    words = ("--shards", folder / "scenes", "--recipe", DEPTH_RECIPE, "--output", folder / "reinforced")
+    _say(console, "What a dataset is made of them with:")
+    _show_command(console, "build", *words)
+
+
+def _write_scenes(
+    folder: Path, num_images: int, console: Console, *, seed: int = 0, modality: Literal["depth"] | None = None
+) -> None:
+    """Scenes of seed 0 are to train on, and noisy; those of other seeds to measure with, and clean."""
     from reinforce.demo.shards import write_scenes
 
     num_shards = -(-num_images // IMAGES_PER_SHARD)
@@ -87,11 +108,13 @@ def _write_scenes(folder: Path, num_images: int, console: Console, *, is_test: b
         partial,
         num_images=num_images,
         images_per_shard=IMAGES_PER_SHARD,
-        seed=_TEST_SEED if is_test else 0,
-        clean=is_test,
+        seed=seed,
+        clean=seed > 0,
+        modality=modality,
     )
     partial.rename(folder)
-    kind = "scenes with right captions, to test with," if is_test else "captioned scenes"
+    purpose = {0: "captioned scenes", _TEST_SEED: "scenes with right captions, to test with,"}
+    kind = purpose.get(seed, "scenes with right captions, to choose by,")
     _say(console, f"{folder}: wrote {num_images:,} {kind} into {num_shards} shard{'s' * (num_shards != 1)}")
 
 

@@ -1,26 +1,31 @@
 """Writes generated scenes as the web would give them: tar shards, noisy captions, and some images that are unusual.
 
 Members of a sample: `KEY.jpg`, `KEY.txt` (the noisy caption, if there is one), `KEY.cls` (the class index) and
-`KEY.json` (what is really shown, and what is wrong with the caption or the image). Scenes to measure models with are
-written with nothing wrong or unusual. The bytes depend on the arguments and on the versions of numpy and Pillow only.
-About 7 ms an image.
+`KEY.json` (what is really shown, and what is wrong with the caption or the image), and `KEY.depth.png` if asked for.
+Scenes to measure models with are written with nothing wrong or unusual. The bytes depend on the arguments and on the
+versions of numpy and Pillow only. About 7 ms an image.
 """
 
 import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from reinforce.demo.captions import TEMPLATES, NoisyCaption, describe, draw_noisy_caption, truth
+from reinforce.demo.depth import render_depth
 from reinforce.demo.painting import render_scene
-from reinforce.demo.scenes import TRAINING_SEEDS, draw_scene
+from reinforce.demo.scenes import TRAINING_SEEDS, Scene, draw_scene
 from reinforce.demo.shapes import CLASSES
 
 ODD_EVERY = 60
 """One image in so many is unusual, each kind in turn; a third of those are of no use to anyone."""
+
+ODD_DEPTHS = ("missing", "truncated", "missing", "zero_bytes")
+"""What is wrong with the depth of one sample in `ODD_EVERY`, in turn; its image is plain."""
 
 _MAX_IMAGES = 1 << 24
 _HTML = b"<!DOCTYPE html>\n<html><head><title>404</title></head><body>Not Found</body></html>\n"
@@ -28,12 +33,19 @@ _ORIENTATION = 0x0112
 
 
 def write_scenes(
-    folder: Path, *, num_images: int, images_per_shard: int = 500, seed: int = 0, clean: bool = False
+    folder: Path,
+    *,
+    num_images: int,
+    images_per_shard: int = 500,
+    seed: int = 0,
+    clean: bool = False,
+    modality: Literal["depth"] | None = None,
 ) -> list[Path]:
     """Writes `00000.tar`, `00001.tar`, ... and `classnames.txt` into `folder`; returns the shards in order.
 
     Another `seed` gives other scenes. `clean` ones are to measure models with: every image is a plain JPEG, every
-    caption right, and prompt templates lie beside them.
+    caption right, and prompt templates lie beside them. With `modality` the same scenes have a depth image besides, of
+    3/4 of the size; in all but `clean` ones some lack it or have a damaged one.
     """
     import webdataset  # slow: it imports torch
 
@@ -52,7 +64,8 @@ def write_scenes(
         shards.append(folder / f"{shard:05d}.tar")
         with webdataset.TarWriter(str(shards[-1]), encoder=False, mtime=0) as writer:
             for index in range(start, min(start + images_per_shard, num_images)):
-                writer.write({"__key__": f"{shard:05d}{index - start:04d}"} | _members(seed, index, clean))
+                members = _members(seed, index, clean, with_depth=modality == "depth")
+                writer.write({"__key__": f"{shard:05d}{index - start:04d}"} | members)
     return shards
 
 
@@ -62,7 +75,7 @@ def encode_jpeg(image: Image.Image, quality: int, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def _members(seed: int, index: int, clean: bool) -> dict[str, bytes]:
+def _members(seed: int, index: int, clean: bool, with_depth: bool) -> dict[str, bytes]:
     """The members of one sample, suffix -> bytes."""
     scene_seed = seed * _MAX_IMAGES + index
     scene = draw_scene(scene_seed)
@@ -74,8 +87,26 @@ def _members(seed: int, index: int, clean: bool) -> dict[str, bytes]:
     kind = list(ODD_IMAGES)[index // ODD_EVERY % len(ODD_IMAGES)] if is_odd else "plain"
     suffix, encode = ODD_IMAGES[kind] if is_odd else ("jpg", encode_jpeg)
     facts = {"truth": truth(scene), "noise": caption.noise, "image": kind, "class": scene.things[0].kind}
+    depth = {}
+    if with_depth:
+        facts["depth"] = _depth_kind(seed, index, clean)
+        depth = _depth_member(scene, image.size, facts["depth"])
     members = {suffix: encode(image, quality), "cls": b"%d" % scene.class_index, "json": json.dumps(facts).encode()}
-    return members if caption.text is None else members | {"txt": caption.text}
+    return members | depth | ({} if caption.text is None else {"txt": caption.text})
+
+
+def _depth_kind(seed: int, index: int, clean: bool) -> str:
+    if clean or index % ODD_EVERY != (seed * 7 + 11) % ODD_EVERY:
+        return "plain"
+    return ODD_DEPTHS[index // ODD_EVERY % len(ODD_DEPTHS)]
+
+
+def _depth_member(scene: Scene, size: tuple[int, int], kind: str) -> dict[str, bytes]:
+    if kind == "missing":
+        return {}
+    width, height = (round(0.75 * side) for side in size)
+    data = _encode_as(Image.fromarray(render_depth(scene, (width, height))), "PNG")
+    return {"depth.png": {"plain": data, "truncated": data[: len(data) * 2 // 5], "zero_bytes": b""}[kind]}
 
 
 def _encode_as(image: Image.Image, file_format: str) -> bytes:
