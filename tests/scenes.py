@@ -11,7 +11,8 @@ def gradient(width: int, height: int) -> RGB:
     """Red is the place from left to right, green from top to bottom, as parts of 255."""
     x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     channels = (x[None, :].repeat(height, 0), y[:, None].repeat(width, 1), np.full((height, width), 0.5))
-    return np.rint(255 * np.stack(channels, axis=-1)).astype(np.uint8)
+    pixels: RGB = np.rint(255 * np.stack(channels, axis=-1)).astype(np.uint8)
+    return pixels
 
 
 def gradient_bytes(width: int, height: int) -> bytes:
