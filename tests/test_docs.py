@@ -38,9 +38,11 @@ DOCS = REPOSITORY / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), REPOSITORY / "README.md"])
 NOT_RUN = "<!-- not run -->"
 GOLDEN = REPOSITORY / "tests" / "golden" / "dataset"
+MODALITIES = GOLDEN.parent / "modalities" / "dataset"
 SECTIONS: dict[str, type[BaseModel]] = {
     "`build`": config.BuildConfig,
     "`build.source`": config.SourceConfig,
+    "`build.modalities.NAME`": config.ModalityConfig,
     "`build.views`": config.ViewsConfig,
     "`build.teachers.NAME`": config.TeacherConfig,
     "`build.captioners.NAME`": config.CaptionerConfig,
@@ -243,17 +245,17 @@ def test_the_format_describes_footers_and_documents() -> None:
     text = (DOCS / "format.md").read_text()
     rows = set(re.findall(r"`([\w.]+)`", " ".join(re.findall(r"^\| ([^|]*) \|", text, re.MULTILINE))))
     used: set[str] = set()
-    for path in GOLDEN.rglob("*.parquet"):
+    for path in (*GOLDEN.rglob("*.parquet"), *MODALITIES.rglob("*.parquet")):
         footer = json.loads(pq.ParquetFile(path).metadata.metadata[FOOTER_KEY])
         used |= footer.keys()
     dataset = json.loads((GOLDEN / "dataset.json").read_text())
     used |= dataset.keys() | (dataset["spine"].keys() - {"source"})
     used |= {f"source.{name}" for name in dataset["spine"]["source"]}
     mentioned = set(re.findall(r"`(\w+)`", text))
-    for path in GOLDEN.rglob("signal.json"):
+    for path in (*GOLDEN.rglob("signal.json"), *MODALITIES.rglob("signal.json")):
         signal = json.loads(path.read_text())
         used |= signal.keys()
-        assert signal["content"].keys() | signal["model"].keys() <= mentioned
+        assert signal["content"].keys() | (signal["model"] or {}).keys() <= mentioned
     assert len(used) > 25
     assert used - rows == set()
 

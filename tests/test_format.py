@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -34,9 +35,12 @@ from tests.golden import make
 LARGE = "embeddings/large/image/scenes.parquet"
 
 
-def test_golden_build_is_the_same_bytes(tmp_path: Path) -> None:
-    make.build(tmp_path / "dataset")
-    built, golden = files_of(tmp_path / "dataset"), files_of(make.DATASET)
+@pytest.mark.parametrize(
+    ("build", "dataset"), [(make.build, make.DATASET), (make.build_modalities, make.MODALITY_DATASET)]
+)
+def test_golden_build_is_the_same_bytes(tmp_path: Path, build: Callable[[Path], None], dataset: Path) -> None:
+    build(tmp_path / "dataset")
+    built, golden = files_of(tmp_path / "dataset"), files_of(dataset)
     for documents in (built, golden):
         content = json.loads(documents.pop("dataset.json"))
         del content["created_with"], content["sha256"]
@@ -48,8 +52,11 @@ def test_golden_build_is_the_same_bytes(tmp_path: Path) -> None:
 def test_golden_source_is_what_its_script_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make, "SOURCE", tmp_path)
     make.write_source()
-    golden = Path(__file__).parent / "golden" / "source" / "scenes.tar"
-    assert (tmp_path / "scenes.tar").read_bytes() == golden.read_bytes()
+    golden = Path(__file__).parent / "golden"
+    assert (tmp_path / "scenes.tar").read_bytes() == (golden / "source" / "scenes.tar").read_bytes()
+    monkeypatch.setattr(make, "MODALITY_SOURCE", tmp_path)
+    make.write_modality_source()
+    assert (tmp_path / "pairs.tar").read_bytes() == (golden / "modalities" / "source" / "pairs.tar").read_bytes()
 
 
 def test_golden_values() -> None:
@@ -75,6 +82,22 @@ def test_golden_values() -> None:
         footer = file.footer
     assert footer["source_sha256"] == hashlib.sha256((make.SOURCE / "scenes.tar").read_bytes()).hexdigest()
     assert footer["drops"] == {"corrupt_image": 1, "missing_image": 1}
+
+
+def test_golden_modalities() -> None:
+    dataset = reinforce.open_dataset(str(make.MODALITY_DATASET))
+    rows = dataset.read("pairs", ["modalities/thermal", "modalities/depth"]).to_pylist()
+    assert [
+        (row["key"], row["modalities"], row["modalities/thermal/null_reason"], row["modalities/depth/null_reason"])
+        for row in rows
+    ] == [
+        ("both", ["depth", "thermal"], None, None),
+        ("thermal", ["thermal"], None, "no_modality"),
+        ("cut", ["thermal"], "corrupt_image", "no_modality"),
+    ]
+    assert (rows[0]["modalities/depth/width"], rows[0]["modalities/depth/height"]) == (12, 8)
+    content = dataset.signals[Signal("modality", "depth")]["content"]
+    assert content == {"spine": dataset.document["spine_fingerprint"], "suffix": "depth.png", "range": [500.0, 4000.0]}
 
 
 def test_golden_bank() -> None:

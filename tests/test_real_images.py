@@ -9,6 +9,7 @@ import torch
 import reinforce
 from reinforce.config import ViewPolicy, load_recipe
 from reinforce.decode import decode
+from reinforce.inspection.verify import verify_dataset
 from reinforce.shards.dataset import Dataset
 from reinforce.shards.source import SourceShard
 from reinforce.teachers import load_teacher
@@ -78,11 +79,17 @@ def test_a_teacher_sees_the_same_in_our_views_as_in_torchvisions(shared: Path, n
 def test_a_second_modality_is_carried(shared: Path, tmp_path: Path) -> None:
     overrides = ["build.views.count=0", "build.modalities={thermal: ir.jpg}"]
     source = str(shared / "data" / "roadscene")
-    for name, extra in (("declared", overrides), ("not", overrides[:1])):
-        reinforce.build(source, str(tmp_path / name), "cifar10", overrides=extra, limit_shards=1, limit_samples=5)
-    declared = reinforce.open_dataset(str(tmp_path / "declared")).spine("00000").slice(0, 5)
-    assert declared.column("modalities").to_pylist() == [["thermal"]] * 5
-    assert declared.column("captions").to_pylist() == [[]] * 5
+    for name, extra, limit in (("declared", overrides, None), ("not", overrides[:1], 5)):
+        reinforce.build(source, str(tmp_path / name), "cifar10", overrides=extra, limit_shards=1, limit_samples=limit)
+    dataset = reinforce.open_dataset(str(tmp_path / "declared"))
+    declared = dataset.read("00000", ["modalities/thermal"])
+    assert declared.column("modalities").to_pylist() == [["thermal"]] * 75
+    assert declared.column("captions").to_pylist() == [[]] * 75
+    # Registered pairs of one size each, and of many sizes.
+    for name in ("width", "height"):
+        assert declared.column(f"modalities/thermal/{name}").equals(declared.column(f"image_{name}"))
+    assert declared.column("modalities/thermal/null_reason").null_count == 75
+    assert verify_dataset(str(tmp_path / "declared")).faults == ()
     with reinforce.open_dataset(str(tmp_path / "not")).open_spine("00000") as file:
         assert (file.num_rows, file.footer["counts"]) == (75, {"unused_members": 75})
     keys = np.array(declared.column("key").to_pylist())

@@ -1,20 +1,26 @@
-"""Makes the golden dataset: 8 source samples, two fake teachers, one fake captioner, a bank. Run once a format version.
+"""Makes the golden datasets. One of 8 source samples, two fake teachers, a fake captioner, a bank; one of modalities.
 
     python -m tests.golden.make
 
-What it writes is committed; `tests/test_format.py` builds it again and compares every byte.
+Run once a format version. What it writes is committed; `tests/test_format.py` builds it again and compares every byte.
 """
 
 import shutil
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from reinforce.captioners import FakeCaptioner
+from reinforce.teachers import FakeTeacher
 from tests.fakes import fake_plan, run
-from tests.tars import image_bytes, write_tar
+from tests.tars import encode, image_bytes, write_tar
 
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "source"
 DATASET = FOLDER / "dataset"
+MODALITY_SOURCE = FOLDER / "modalities" / "source"
+MODALITY_DATASET = FOLDER / "modalities" / "dataset"
 LABELS = ["plain picture", "Bäumchen 木", "Plain  Picture", "wide one"]
 """The third is the first again."""
 
@@ -56,6 +62,44 @@ def build(output: Path) -> None:
     shutil.rmtree(output / "runs")
 
 
+def write_modality_source() -> None:
+    """One tar: thermal images of 8 bits and depth of 16, one that is missing, one cut off, one beside a bad image."""
+    depth = np.arange(12 * 8, dtype=np.uint16).reshape(8, 12) * 50
+    thermal = encode(Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8)))
+    write_tar(
+        MODALITY_SOURCE / "pairs.tar",
+        [
+            ("both.png", image_bytes(0)),
+            ("both.ir.png", thermal),
+            ("both.depth.png", encode(Image.fromarray(depth))),
+            ("thermal.png", image_bytes(1)),
+            ("thermal.ir.png", thermal),
+            ("bad.png", image_bytes(2)[:-60]),
+            ("bad.ir.png", thermal),
+            ("cut.png", image_bytes(3)),
+            ("cut.ir.png", image_bytes(4)[:-60]),
+            ("cut.depth.png", b""),
+        ],
+    )
+
+
+def build_modalities(output: Path) -> None:
+    """The golden build of modalities, from the committed source."""
+    plan = fake_plan(
+        {
+            "views": {"count": 0},
+            "source": {"captions": [], "max_captions": 0},
+            "modalities": {"depth": {"suffix": "depth.png", "range": [500, 4000]}, "thermal": "ir.png"},
+        },
+        teachers=[FakeTeacher("small", dim=4)],
+        captioners=[],
+    )
+    run(plan, MODALITY_SOURCE, output, source_root="file:///golden/modalities/source")
+    shutil.rmtree(output / "runs")
+
+
 if __name__ == "__main__":
     write_source()
     build(DATASET)
+    write_modality_source()
+    build_modalities(MODALITY_DATASET)
