@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from reinforce.deploy.model_file import ModelModality
 from tests.conftest import REPOSITORY
-from tests.labelling import save_colour_model
+from tests.labelling import colour_card, save_colour_model
 from tests.tars import encode
 
 NOT_ON_A_DEVICE = [
@@ -34,7 +37,9 @@ NOT_ON_A_DEVICE = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("device")
-    save_colour_model(path / "model.onnx")
+    depth = ModelModality(suffix="depth.png", range=(0.0, 1000.0), agreement={})
+    save_colour_model(path / "model.onnx", replace(colour_card(), modalities={"depth": depth}))
+    (path / "image.depth.png").write_bytes(encode(Image.fromarray(np.full((30, 40), 700, np.uint16))))
     (path / "image.jpg").write_bytes(encode(Image.new("RGB", (40, 30), (255, 0, 0)), "JPEG"))
     return path
 
@@ -44,11 +49,15 @@ def run_python(folder: Path, *arguments: str, data: bytes | None = None) -> subp
     return subprocess.run([sys.executable, *arguments], cwd=folder, input=data, capture_output=True, env=environment)
 
 
-def test_what_a_device_lacks_is_not_loaded(folder: Path) -> None:
-    code = """
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [("image.jpg", "image.jpg: red 1.00"), ("image.depth.png --modality depth", "image.depth.png: red 0.33")],
+)
+def test_what_a_device_lacks_is_not_loaded(folder: Path, arguments: str, says: str) -> None:
+    code = f"""
         import sys
         from reinforce.__main__ import main
-        sys.argv = ["reinforce", "label", "model.onnx", "image.jpg", "--top-k", "1"]
+        sys.argv = ["reinforce", "label", "model.onnx", *{arguments.split()}, "--top-k", "1"]
         try:
             main()
         except SystemExit as exit:
@@ -57,7 +66,7 @@ def test_what_a_device_lacks_is_not_loaded(folder: Path) -> None:
     """
     done = run_python(folder, "-c", textwrap.dedent(code))
     label, status, modules = done.stdout.decode().splitlines()
-    assert (label, status) == ("image.jpg: red 1.00", "status 0"), done.stderr
+    assert (label, status) == (says, "status 0"), done.stderr
     assert {"onnxruntime", "reinforce.deploy.label.session"} <= {*modules.split()}
     assert {*modules.split()} & {*NOT_ON_A_DEVICE} == set()
 

@@ -103,7 +103,8 @@ def export_onnx(
     checked = {name: NormalisedImages(images[:num_checked], student) for name, images in chosen.images.items()}
     agreements = {name: compare(tower, model.SerializeToString(), pixels, labels) for name, pixels in checked.items()}
     _check_agreements(agreements, labels, target, f"export {student_folder}")
-    card = _card(student_folder, student, target, labels, agreements, takes_rgb=RGB_MODALITY in modalities)
+    about = {"takes_rgb": RGB_MODALITY in modalities, "is_checked_with_noise": not shards}
+    card = _card(student_folder, student, target, labels, agreements, **about)
     num_bytes = write_file(model, card.to_metadata(), output)
     return ExportReport(
         output=output,
@@ -164,10 +165,12 @@ def _card(
     agreements: dict[str, Agreement],
     *,
     takes_rgb: bool,
+    is_checked_with_noise: bool,
 ) -> ModelCard:
     of_images = {name: asdict(agreement) for name, agreement in agreements.items()}
+    of_modalities = {} if is_checked_with_noise else of_images
     modalities = {
-        name: ModelModality(suffix=modality.suffix, range=modality.range, agreement=of_images.get(name, {}))
+        name: ModelModality(suffix=modality.suffix, range=modality.range, agreement=of_modalities.get(name, {}))
         for name, modality in student.modalities.items()
     }
     return ModelCard(

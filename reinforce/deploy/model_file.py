@@ -151,13 +151,14 @@ def _labels(metadata: dict[str, str], embed_dim: int) -> ModelLabels | None:
 def _modality(fields: Any) -> ModelModality:
     modality = ModelModality(**fields)
     value_range: Any = modality.range
-    if isinstance(value_range, list) and len(value_range) == 2 and all(map(_is_number, value_range)):
-        modality = replace(modality, range=(value_range[0], value_range[1]))
-    elif value_range not in ("type", "image"):
-        raise ValueError("the range of a modality must be type, image or two numbers")
+    if isinstance(value_range, list) and all(map(_is_number, value_range)) and len(value_range) == 2:
+        value_range = (value_range[0], value_range[1])
+    is_pair = isinstance(value_range, tuple) and value_range[0] < value_range[1]
+    if not is_pair and value_range not in ("type", "image"):
+        raise ValueError("the range of a modality must be type, image or two numbers, LOW < HIGH")
     if not isinstance(modality.suffix, str):
         raise ValueError("the suffix of a modality must be text")
-    return modality
+    return replace(modality, range=value_range)
 
 
 def _numbers(values: Any) -> tuple[float, float, float]:
