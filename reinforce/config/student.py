@@ -225,6 +225,8 @@ class StudentConfig(Strict):
     def _check_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
+        if self.quantization is not None and (self.compile or self.gradient_checkpointing):
+            raise ValueError("quantization int8 goes without compile and without gradient_checkpointing")
         if self.loss.kind == "clip" and self.loss.feature_weight:
             raise ValueError("loss.feature_weight belongs to loss.kind mobileclip")
         return self
@@ -240,6 +242,8 @@ class StudentConfig(Strict):
             raise ValueError(f"loss.kind {kind} reads no captions; leave data.captioners out")
         if kind not in ("edgevl", "triplet") and self.data.modalities != ("rgb",):
             raise ValueError(f"data.modalities: loss.kind {kind} sees rgb alone; edgevl and triplet see several")
+        if kind == "triplet" and self.data.views_per_decode > 1:
+            raise ValueError("data.views_per_decode: loss.kind triplet decodes an image for every view; leave it at 1")
         if not self.data.modalities or len(set(self.data.modalities)) < len(self.data.modalities):
             raise ValueError("data.modalities: name each once, at least one")
         if self.evaluation is not None and self.evaluation.bank is not None and not is_image_tower:

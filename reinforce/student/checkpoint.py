@@ -18,9 +18,12 @@ from torch.optim.swa_utils import AveragedModel
 from reinforce.config import ConfigError
 from reinforce.student.batch import Position
 from reinforce.student.best import Best
+from reinforce.student.mining import Triplets
 from reinforce.student.tensors import save_tensors
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+
+_TRIPLETS = ("anchors", "positives", "negatives")
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,17 @@ class Trainables:
     average: AveragedModel | None
 
 
-def save_checkpoint(path: Path, trainables: Trainables, progress: Progress, rng_states: list[list[Tensor]]) -> None:
-    """Replaces the checkpoint at `path`. Whoever kills the process at any moment leaves the old or the new one."""
+def save_checkpoint(
+    path: Path,
+    trainables: Trainables,
+    progress: Progress,
+    rng_states: list[list[Tensor]],
+    triplets: Triplets | None = None,
+) -> None:
+    """Replaces the checkpoint at `path`. Whoever kills the process at any moment leaves the old or the new one.
+
+    `triplets` are those that the steps are walking through.
+    """
     tensors = {f"module/{name}": tensor for name, tensor in trainables.module.state_dict().items()}
     if trainables.average is not None:
         tensors |= {f"average/{name}": tensor for name, tensor in trainables.average.state_dict().items()}
@@ -55,6 +67,8 @@ def save_checkpoint(path: Path, trainables: Trainables, progress: Progress, rng_
         tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()}
     for rank, states in enumerate(rng_states):
         tensors |= {f"rng/{rank}/{index}": state for index, state in enumerate(states)}
+    if triplets is not None:
+        tensors |= {f"triplets/{name}": torch.from_numpy(getattr(triplets, name)) for name in _TRIPLETS}
     # Tied weights share memory, which the format refuses.
     owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(f"{path.name}.partial")
@@ -91,6 +105,14 @@ def load_checkpoint(path: Path, trainables: Trainables, rank: int) -> list[Tenso
     trainables.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
     states = _below(f"rng/{rank}/", tensors)
     return [states[str(index)] for index in range(len(states))]
+
+
+def load_triplets(path: Path) -> Triplets | None:
+    """The triplets of a checkpoint; those that mining skipped were counted before."""
+    with safe_open(path, "pt") as file:
+        if "triplets/anchors" not in file.keys():  # noqa: SIM118  # no mapping
+            return None
+        return Triplets(**{name: file.get_tensor(f"triplets/{name}").numpy() for name in _TRIPLETS})
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -41,9 +41,9 @@ class Opener:
         """The opened shards, group by group; what was skipped is added to `counts` when its group comes."""
         size = self.plan.data.open_shards
         with ThreadPoolExecutor(1, "open") as pool:
-            ahead = pool.submit(self._open_all, list(itertools.islice(visits, size)))
+            ahead = pool.submit(self.open_all, list(itertools.islice(visits, size)))
             while (group := ahead.result()) is not None:
-                ahead = pool.submit(self._open_all, list(itertools.islice(visits, size)))
+                ahead = pool.submit(self.open_all, list(itertools.islice(visits, size)))
                 shards, skipped = group
                 counts.update(skipped)
                 for shard in shards:
@@ -56,7 +56,8 @@ class Opener:
                         if shard.tar.parent == self._spool:
                             shard.tar.unlink(missing_ok=True)
 
-    def _open_all(self, group: list[Visit]) -> tuple[list[VisitedShard], Counter[str]] | None:
+    def open_all(self, group: list[Visit]) -> tuple[list[VisitedShard], Counter[str]] | None:
+        """The opened shards of some visits, and what was skipped; None of no visits. Tars that were fetched stay."""
         if not group:
             return None
         shards, skipped = [], Counter[str]()

@@ -6,14 +6,17 @@ from reinforce.student.losses import StudentLoss
 from reinforce.student.modality_loss import ModalityLoss
 from reinforce.student.plan import ReadPlan
 from reinforce.student.taken_bank import TakenBank
+from reinforce.student.triplets import TripletLoss
 
 
 def make_loss(
     config: StudentConfig, plan: ReadPlan, dims: dict[str, int], bank: TakenBank | None
-) -> StudentLoss | LabelLoss | ModalityLoss:
+) -> StudentLoss | LabelLoss | ModalityLoss | TripletLoss:
     """The loss; `dims` are those of the teachers that are read. Raises `ConfigError` if it cannot be had of these."""
     if config.loss.kind == "edgevl":
         return ModalityLoss(dims, config.model.embed_dim, config.data.modalities)
+    if config.loss.kind == "triplet":
+        return TripletLoss(config.loss, dims, config.model.embed_dim, config.data.modalities)
     if config.loss.kind == "clip4retrofit":
         return LabelLoss(config.loss, dims, config.model.embed_dim, bank.bank if bank else None)
     return StudentLoss(config.loss, plan.logit_scales)

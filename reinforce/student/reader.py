@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from reinforce.config import ConfigError, DataConfig
 from reinforce.formatting import format_counts
-from reinforce.replay import ImageMismatchError
-from reinforce.sample import Drop, Pixels
+from reinforce.sample import Pixels
 from reinforce.storage import accept, accepted, open_spool
 from reinforce.student.assemble import Row, Tokenizer, assemble
 from reinforce.student.batch import Batch, Position
 from reinforce.student.choices import visits
 from reinforce.student.groups import Opener, ReadError
+from reinforce.student.loading import load_or_count
 from reinforce.student.plan import ReadPlan
 from reinforce.student.shard import VisitedShard, shuffled_rows
 from reinforce.student.stopwatch import Stopwatch
@@ -183,7 +183,7 @@ class _Stream:
             first = self.start.row if group == self.start.group else 0
             num_loaded = 0
             for place, (index, row) in enumerate(order[first:], start=first + 1):
-                pixels = self._load(shards[index], row)
+                pixels = load_or_count(shards[index], row, self.settings.image_size, self.clock, self.counts)
                 if pixels is None:
                     continue
                 num_loaded += 1
@@ -205,25 +205,6 @@ class _Stream:
             rows += [Row(image.shard, image.row, readings[index], image.pixels[index]) for index in range(num_rows)]
             del image.pixels[:num_rows]
         return rows
-
-    def _load(self, shard: VisitedShard, row: int) -> list[tuple[Pixels, ...]] | None:
-        """The views of a row; None, and counted, if the recipe skips what is wrong with it."""
-        try:
-            pixels = shard.load(row, self.settings.image_size, self.clock)
-        except ImageMismatchError as error:
-            if self.plan.data.damaged == "error":
-                raise ReadError(
-                    f"shard {shard.visit.stem}: {error}; is {self.plan.source_root} what the dataset was built from? "
-                    "Give --root, or --set student.data.damaged=skip"
-                ) from None
-            self.counts["image_mismatch"] += len(shard.readings)
-            return None
-        if not isinstance(pixels, Drop):
-            return pixels
-        if self.plan.data.unusable == "error":
-            raise ReadError(f"shard {shard.visit.stem}: sample {shard.keys[row]}: {pixels.reason} ({pixels.detail})")
-        self.counts[pixels.reason] += len(shard.readings)
-        return None
 
     def _batch(self, rows: list[Row], position: Position) -> Batch:
         self.clock.start()

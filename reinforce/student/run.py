@@ -21,11 +21,13 @@ from reinforce.student.checkpoint import (
     Progress,
     Trainables,
     load_checkpoint,
+    load_triplets,
     read_progress,
     save_checkpoint,
 )
 from reinforce.student.distributed import Processes
 from reinforce.student.examine import figures_of, prepare_examination
+from reinforce.student.fake_quant import add_rounding, without_rounding
 from reinforce.student.identity import identity, provenance
 from reinforce.student.journal import METRICS_FILE, Journal
 from reinforce.student.learner import Learner, backward, rng_state, set_rng_state
@@ -37,6 +39,7 @@ from reinforce.student.plan import ReadPlan
 from reinforce.student.reader import Placement, ReinforcedDataset, check_batch_size
 from reinforce.student.taken_bank import banks_of
 from reinforce.student.tokenizer import StudentTokenizer
+from reinforce.student.triplet_reader import TripletReader
 
 
 class TrainingError(ValueError):
@@ -66,6 +69,8 @@ class Run:
         scale = initial_logit_scale(config, plan)
         if scale is not None:
             self.student.model.logit_scale.data.fill_(math.log(scale))
+        if config.quantization is not None:
+            add_rounding(self.student.model.visual, self.student.image_size)
         if config.gradient_checkpointing:
             self.student.model.set_grad_checkpointing(True)
         torch.manual_seed(config.seed)
@@ -80,6 +85,9 @@ class Run:
         num_workers = max(1, config.data.workers)
         self.positions = [Position(worker) for worker in range(num_workers)]
         self.next_worker = 0
+        self.triplets: TripletReader | None = None
+        if config.loss.kind == "triplet" and self.bank is not None:
+            self.triplets = TripletReader(plan, config, self.student, self.bank.bank, processes)
         torch.manual_seed(config.seed + processes.rank)
 
     @property
@@ -106,20 +114,25 @@ class Run:
                 self.best = BestWeights(self.folder, progress.best)
             self.positions = progress.positions[self.processes.rank]
             self.next_worker = progress.next_workers[self.processes.rank]
+            if self.triplets is not None:
+                self.triplets.mined = load_triplets(checkpoint)
         self.processes.wait()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def trained(self) -> Student:
-        """The student as it is now, with averaged weights if the recipe asks for them."""
+        """The student as it is now, with averaged weights if the recipe asks for them, rounded if it is trained so."""
         average = self.trainables.average
         return self.student if average is None else replace(self.student, model=average.module.model)
 
     def chosen(self) -> Student:
-        """The student that the run is for, once its steps are taken: by the recipe, that of its best evaluation."""
+        """The student that the run is for, once its steps are taken: by the recipe, that of its best evaluation.
+
+        Its weights are in full.
+        """
         student = self.trained()
         if self._chooses:
             self.best.put_into(student)
-        return student
+        return replace(student, model=without_rounding(student.model))
 
     def take_steps(self, journal: Journal | None) -> None:
         """The steps that are left; raises `TrainingError` if the loss is no longer finite."""
@@ -184,6 +197,10 @@ class Run:
     @contextmanager
     def _batches(self) -> Iterator[Iterator[Batch]]:
         """The stream from where the run is; what it holds is released at the end."""
+        if self.triplets is not None:
+            with closing(self.triplets.batches(self.positions[0])) as batches:
+                yield batches
+            return
         processes = self.processes
         started = any(position != Position(position.worker) for position in self.positions)
         dataset = ReinforcedDataset(
@@ -234,7 +251,8 @@ class Run:
         if self.processes.is_first:
             positions, next_workers, rng_states = (list(values) for values in zip(*gathered, strict=True))
             progress = Progress(step, positions, next_workers, self._identity(), self.best.kept)
-            save_checkpoint(self.folder / CHECKPOINT_FILE, self.trainables, progress, rng_states)
+            mined = self.triplets.mined if self.triplets is not None else None
+            save_checkpoint(self.folder / CHECKPOINT_FILE, self.trainables, progress, rng_states, mined)
             self.best.sweep()
         self.processes.wait()
 

@@ -1,0 +1,119 @@
+"""The batches of a run that is trained on triplets: mined from the student anew for each epoch, then walked through.
+
+An epoch is one pass over the anchors that mining leaves. Before it every sample's clean view is read and embedded,
+which costs a forward pass of the data. A batch has the rows that `TripletLoss` wants.
+"""
+
+from collections import Counter
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from reinforce.config import ConfigError, StudentConfig
+from reinforce.formatting import format_counts
+from reinforce.shards.banks import Bank
+from reinforce.storage import open_spool
+from reinforce.student.batch import Batch, Position
+from reinforce.student.choices import permutation
+from reinforce.student.distributed import Processes
+from reinforce.student.examine import embedding_model
+from reinforce.student.groups import ReadError
+from reinforce.student.mining import Triplets, mine
+from reinforce.student.models import Student
+from reinforce.student.plan import ReadPlan
+from reinforce.student.random_access import Indices, RandomAccess, check_plan, open_samples
+from reinforce.student.stopwatch import Stopwatch
+
+_EMBEDDED_AT_ONCE = 64
+
+
+class TripletReader:
+    """The endless batches of a run of one process. `student` is the one that is trained, `bank` that of the loss.
+
+    `mined` are the triplets of the epoch of the last batch: with them a run goes on with the very next one. Raises
+    `ConfigError` for data or processes that do not serve.
+    """
+
+    def __init__(
+        self, plan: ReadPlan, config: StudentConfig, student: Student, bank: Bank, processes: Processes
+    ) -> None:
+        if processes.world_size > 1:
+            raise ConfigError("student.loss.kind: triplet trains in one process; start it without torchrun")
+        check_plan(plan)
+        self._plan = plan
+        self._config = config
+        self._image_size = student.image_size
+        self._model = embedding_model(student, processes.device)
+        self._bank = bank
+        self.mined: Triplets | None = None
+
+    def batches(self, start: Position) -> Generator[Batch]:
+        """From a position on, of which `group` is the epoch and `row` its step; then `mined` must be of that epoch.
+
+        Raises `ReadError` where mining leaves nothing, or an image that was read for mining is damaged now.
+        """
+        with (
+            open_spool() as spool,
+            closing(open_samples(self._plan, self._image_size, self._bank, spool)) as samples,
+        ):
+            epoch, first, left_out, clock = start.group, start.row, +samples.counts, Stopwatch()
+            while True:
+                clock.start()
+                if self.mined is None or first == 0:
+                    self.mined, not_loaded = self._mine(samples, epoch)
+                    left_out += not_loaded + self.mined.skipped
+                    clock.lap("mine")
+                steps = self._steps(self.mined, epoch)[first:]
+                for number, (loaded, batch) in enumerate(samples.read(steps, walk=epoch)):
+                    if len(loaded) < len(steps[number]):
+                        reasons = format_counts(batch.counts)
+                        raise ReadError(f"images that were read for mining are damaged now: {reasons}")
+                    position = Position(0, epoch, first + number + 1)
+                    yield replace(batch, position=position, counts=left_out, reader_s=batch.reader_s | clock.take())
+                    left_out = Counter[str]()
+                epoch, first = epoch + 1, 0
+
+    def _mine(self, samples: RandomAccess, epoch: int) -> tuple[Triplets, Counter[str]]:
+        """The triplets of an epoch by the student as it is now, and what could not be loaded."""
+        loss, counts = self._config.loss, Counter[str]()
+        embeddings = np.zeros((len(samples), self._bank.embeddings.shape[1]), np.float32)
+        labels: Int32[np.ndarray, " samples"] = np.full(len(samples), -1, np.int32)
+        everyone = np.arange(len(samples))
+        chunks = [everyone[start : start + _EMBEDDED_AT_ONCE] for start in range(0, len(samples), _EMBEDDED_AT_ONCE)]
+        with self._model.evaluating():
+            for loaded, batch in samples.read(chunks, walk=None):
+                counts += batch.counts
+                if len(loaded):
+                    embeddings[loaded] = self._model.embed_images(batch.images.permute(0, 2, 3, 1).numpy())
+                    labels[loaded] = samples.labels[loaded]
+        mined = mine(
+            embeddings,
+            labels,
+            margin=loss.margin,
+            num_negatives=loss.num_negatives,
+            seed=self._config.seed,
+            epoch=epoch,
+        )
+        if not len(mined):
+            raise ReadError(
+                f"mining left no triplet of {len(samples):,} samples ({format_counts(counts + mined.skipped)}); raise "
+                f"student.loss.margin (now {loss.margin:g}), or start from a student that tells labels apart"
+            )
+        return mined, counts
+
+    def _num_steps(self, mined: Triplets) -> int:
+        return -(-len(mined) // self._config.batch_size)
+
+    def _steps(self, mined: Triplets, epoch: int) -> list[Indices]:
+        """The samples of each step, in the order of `TripletLoss`: every anchor once, the last step filled up anew."""
+        size = self._config.batch_size
+        order = np.resize(permutation(len(mined), self._config.seed, "anchors", epoch), self._num_steps(mined) * size)
+        return [_rows(mined, order[start : start + size]) for start in range(0, len(order), size)]
+
+
+def _rows(mined: Triplets, chosen: Int64[np.ndarray, " anchors"]) -> Indices:
+    negatives = mined.negatives[chosen].T.reshape(-1)
+    return np.concatenate([mined.anchors[chosen], mined.positives[chosen], negatives])

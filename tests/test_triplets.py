@@ -1,0 +1,395 @@
+"""EdgeVL's second stage: what is mined, what a batch holds, the loss by hand, and a run, interrupted or not."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+
+from reinforce.config import ConfigError, LossConfig, StudentConfig, StudentModelConfig
+from reinforce.shards.banks import Bank, bank_content, read_bank, record_bank, write_bank
+from reinforce.shards.dataset import open_dataset
+from reinforce.shards.schema import fingerprint
+from reinforce.student import mining
+from reinforce.student.batch import Batch, Position
+from reinforce.student.checkpoint import CHECKPOINT_FILE, load_triplets, read_progress
+from reinforce.student.distributed import Processes
+from reinforce.student.groups import ReadError
+from reinforce.student.journal import Journal, read_metrics
+from reinforce.student.learner import Learner, backward
+from reinforce.student.losses import StudentOutputs
+from reinforce.student.mining import Triplets, mine
+from reinforce.student.models import Student, build_student, load_student
+from reinforce.student.train import train_student
+from reinforce.student.triplet_reader import TripletReader
+from reinforce.student.triplets import TripletLoss
+from reinforce.teachers import FakeTeacher
+from tests.fakes import fake_plan, run
+from tests.students import plan_of, read, recipe
+from tests.tars import image_bytes, write_tar
+
+MODEL: dict[str, Any] = {"backbone": "test_efficientnet", "image_size": 24, "embed_dim": 12, "text": None}
+SIZES = {"a": 17, "b": 16}
+NUM_NEGATIVES = 2
+
+
+def random_batch(num_rows: int) -> Batch:
+    images = torch.randint(0, 256, (num_rows, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Batch(
+        keys=[str(row) for row in range(num_rows)],
+        stems=["a"] * num_rows,
+        images=images,
+        texts={},
+        teacher_images={},
+        teacher_texts={},
+    )
+
+
+# Mining.
+
+
+def random_samples(num_samples: int = 90, num_labels: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters that overlap; a sample without a label, a label with one sample, one that is far from all others."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, num_labels, num_samples).astype(np.int32)
+    centres = generator.normal(size=(num_labels, 8))
+    rows = centres[labels] + generator.normal(size=(num_samples, 8))
+    labels[:2] = (-1, num_labels)
+    labels[2:5] = num_labels + 1
+    rows[2:5] = np.eye(8)[7] * 100 + generator.normal(size=(3, 8)) / 100
+    rows[5:, 7] = -5
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+def by_force(rows: np.ndarray, labels: np.ndarray, margin: float) -> dict[int, tuple[int, set[int]] | str]:
+    """Anchor -> its positive and all its semi-hard negatives, or why it is none."""
+    found: dict[int, tuple[int, set[int]] | str] = {}
+    labelled = [index for index in range(len(rows)) if labels[index] >= 0]
+    for anchor in labelled:
+        distances = {other: np.linalg.norm(rows[anchor] - rows[other].astype(np.float64)) for other in labelled}
+        same = [other for other in labelled if labels[other] == labels[anchor] and other != anchor]
+        if not same:
+            found[anchor] = "no_positive"
+            continue
+        positive = min(same, key=distances.__getitem__)
+        nearest = distances[positive]
+        others = (other for other in labelled if labels[other] != labels[anchor])
+        semi_hard = {other for other in others if nearest < distances[other] < nearest + margin}
+        found[anchor] = (positive, semi_hard) if semi_hard else "no_semi_hard_negative"
+    return found
+
+
+def mine_of(*, margin: float = 0.3, seed: int = 0, epoch: int = 0) -> Triplets:
+    rows, labels = random_samples()
+    return mine(rows, labels, margin=margin, num_negatives=3, seed=seed, epoch=epoch)
+
+
+@pytest.mark.parametrize("margin", [0.3, 0.02])
+def test_mining_in_blocks_is_mining_by_force(margin: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = mine_of(margin=margin)
+    monkeypatch.setattr(mining, "_MOST_DISTANCES", 700)
+    mined = mine_of(margin=margin)
+    expected = by_force(*random_samples(), margin)
+    assert mined.skipped == Counter(reason for reason in expected.values() if isinstance(reason, str))
+    assert mined.skipped["no_positive"] == 1
+    assert mined.skipped["no_semi_hard_negative"] >= 3
+    assert mined.anchors.tolist() == [anchor for anchor, found in expected.items() if not isinstance(found, str)]
+    num_few = 0
+    for anchor, positive, negatives in zip(mined.anchors, mined.positives, mined.negatives.tolist(), strict=True):
+        found = expected[int(anchor)]
+        assert not isinstance(found, str)
+        assert positive == found[0]
+        assert set(negatives) <= found[1]
+        # As many different ones as there are.
+        assert len(set(negatives)) == min(3, len(found[1]))
+        num_few += len(found[1]) < 3
+    assert 0 < num_few < len(mined)
+    np.testing.assert_array_equal(whole.negatives, mined.negatives)
+
+
+def test_negatives_are_drawn_anew_each_epoch_and_every_one_as_often() -> None:
+    np.testing.assert_array_equal(mine_of(epoch=1).negatives, mine_of(epoch=1).negatives)
+    assert (mine_of(epoch=1).negatives != mine_of(epoch=2).negatives).any()
+    assert (mine_of(epoch=1).negatives != mine_of(epoch=1, seed=1).negatives).any()
+    # An anchor and its positive, and six negatives at one distance.
+    rows = np.eye(8, dtype=np.float32)
+    rows[1] = rows[0]
+    labels = np.array([0, 0, 1, 1, 1, 1, 1, 1], np.int32)
+    drawn = Counter[int]()
+    for epoch in range(400):
+        mined = mine(rows, labels, margin=2.0, num_negatives=3, seed=0, epoch=epoch)
+        drawn.update(mined.negatives[0].tolist())
+    assert sorted(drawn) == [2, 3, 4, 5, 6, 7]
+    assert all(150 < count < 250 for count in drawn.values())
+
+
+# The loss.
+
+
+def test_the_loss_by_hand() -> None:
+    def unit(degrees: float) -> list[float]:
+        return [np.cos(np.radians(degrees)), np.sin(np.radians(degrees))]
+
+    def distance(degrees: float) -> float:
+        return float(2 * np.sin(np.radians(degrees) / 2))
+
+    # Two anchors, their positives, the first negative of each, the second of each.
+    rgb = torch.tensor([unit(angle) for angle in (0, 90, 20, 90, 30, 100, -25, 180)])
+    thermal = torch.tensor([unit(angle) for angle in (0, 90, 0, 90, 180, 270, 180, 270)])
+    loss = TripletLoss(
+        LossConfig(kind="triplet", bank="b", margin=0.2, num_negatives=2), {"a": 2}, 2, ("rgb", "thermal")
+    )
+    rows = rgb.requires_grad_()
+    outputs = StudentOutputs(image=rows, texts={}, logit_scale=torch.tensor(1.0), modalities={"thermal": thermal})
+    terms = loss(outputs, random_batch(8))
+    by_hand = [distance(20) - distance(30) + 0.2, distance(20) - distance(25) + 0.2, 0.2 - distance(10), 0.0]
+    assert terms["rgb"].item() == pytest.approx(np.mean(by_hand), rel=1e-5)
+    assert terms["thermal"].item() == 0
+    assert terms["loss"].item() == pytest.approx(terms["rgb"].item())
+    terms["loss"].backward()  # type: ignore[no-untyped-call]
+    # An anchor that is its positive has no direction to go.
+    assert rows.grad is not None
+    assert bool(torch.isfinite(rows.grad).all())
+
+
+def test_parts_give_the_gradient_of_the_whole_batch() -> None:
+    config = LossConfig(kind="triplet", bank="b", num_negatives=NUM_NEGATIVES)
+    model = StudentModelConfig.model_validate(MODEL | {"backbone": "test_vit", "image_size": 32})
+    gradients = []
+    for num_parts in (1, 4):
+        learner = Learner(build_student(model, seed=0), config, {})
+        backward(learner, TripletLoss(config, {"a": 12}, 12, ("rgb",)), random_batch(8), num_parts=num_parts)
+        gradients.append([p.grad for p in learner.parameters() if p.grad is not None])
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-6)
+
+
+# The batches.
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """33 images in two shards, a teacher, a bank."""
+    folder = tmp_path_factory.mktemp("triplets")
+    index = 0
+    for stem, size in SIZES.items():
+        write_tar(
+            folder / "in" / f"{stem}.tar", [(f"{n}.png", image_bytes(n, 30, 30)) for n in range(index, index + size)]
+        )
+        index += size
+    teacher = FakeTeacher("large", dim=12, image_size=24)
+    config = {"views": {"count": 3}, "source": {"captions": [], "max_captions": 0}}
+    assert not run(fake_plan(config, teachers=[teacher], captioners=[]), folder / "in", folder / "data").failed
+    save_bank(folder / "data", teacher)
+    return folder / "data"
+
+
+def save_bank(dataset: Path, teacher: FakeTeacher) -> None:
+    """Three labels, by which the teacher's clean views differ: each near to some of them."""
+    opened = open_dataset(str(dataset))
+    rows = opened.numpy("embeddings/large/image", "a", "view_000").astype(np.float32)
+    labels = rows[[0, 5, 9]] - rows.mean(axis=0)
+    content = bank_content(("cat", "sky", "dog"), ("{}",))
+    record_bank(opened.store, "things", content, num_duplicates=0)
+    bank = Bank(
+        name="things",
+        teacher="large",
+        labels=("cat", "sky", "dog"),
+        templates=("{}",),
+        embeddings=labels / np.linalg.norm(labels, axis=1, keepdims=True),
+        logit_scale=10.0,
+        logit_bias=None,
+        weights_sha256=teacher.text_content()["weights_sha256"],
+        fingerprint=fingerprint(content),
+    )
+    write_bank(opened.store, bank, content=content, num_truncated_texts=0)
+
+
+def settings(**student: Any) -> dict[str, Any]:
+    defaults = {"model": MODEL, "loss": {"kind": "triplet", "bank": "things", "num_negatives": NUM_NEGATIVES}}
+    return defaults | {"batch_size": 5, "data": {"workers": 0}} | student
+
+
+def batches(
+    dataset: Path, *, student: Student | None = None, select: str | None = None, world_size: int = 1, **fields: Any
+) -> Iterator[Batch]:
+    config = recipe(**settings(**fields)).student
+    assert config is not None
+    plan = plan_of(dataset, reads_captions=False, select=select, **config.data.model_dump(exclude_unset=True))
+    student = student or build_student(config.model, config.seed)
+    bank = read_bank(str(dataset / "banks/things"), "large")
+    processes = Processes(0, world_size, torch.device("cpu"))
+    return TripletReader(plan, config, student, bank, processes).batches(Position())
+
+
+def epochs_of(stream: Iterator[Batch], num_epochs: int) -> list[list[Batch]]:
+    found: list[list[Batch]] = [[] for _ in range(num_epochs)]
+    for batch in stream:
+        if batch.position.group >= num_epochs:
+            break
+        found[batch.position.group].append(batch)
+    stream.close()  # type: ignore[attr-defined]
+    return found
+
+
+def test_an_epoch_is_every_anchor_once_in_the_view_that_stage_one_sees(dataset: Path) -> None:
+    epochs = epochs_of(batches(dataset), 2)
+    passes = list(read(plan_of(dataset, reads_captions=False, views_per_decode=1), batch_size=33, epochs=2))
+    for epoch, of_stage_one in zip(epochs, passes, strict=True):
+        seen = dict(zip(of_stage_one.keys, of_stage_one.images, strict=True))
+        anchors = [key for batch in epoch for key in batch.keys[:5]]
+        num_anchors = 33 - epoch[0].counts["no_semi_hard_negative"] - epoch[0].counts["no_positive"]
+        # The last batch is filled up with the first anchors.
+        assert 10 < num_anchors == len(set(anchors)) <= len(anchors) == -(-num_anchors // 5) * 5
+        for batch in epoch:
+            assert len(batch) == 5 * (2 + NUM_NEGATIVES)
+            assert all(a != p for a, p in zip(batch.keys[:5], batch.keys[5:10], strict=True))
+            assert all(torch.equal(image, seen[key]) for key, image in zip(batch.keys, batch.images, strict=True))
+    assert [batch.keys for batch in epochs[0]] != [batch.keys for batch in epochs[1]]
+
+
+def test_worker_processes_change_nothing(dataset: Path) -> None:
+    own, theirs = (list(islice(batches(dataset, data={"workers": n}), 9)) for n in (0, 1))
+    for mine_, theirs_ in zip(own, theirs, strict=True):
+        assert mine_.keys == theirs_.keys
+        assert torch.equal(mine_.images, theirs_.images)
+        assert mine_.position == theirs_.position
+
+
+def test_mining_is_of_the_student_as_it_is_in_evaluation_and_leaves_it_training(dataset: Path) -> None:
+    student = build_student(StudentModelConfig.model_validate(MODEL), seed=0)
+    before = {name: buffer.clone() for name, buffer in student.model.named_buffers()}
+    stream = batches(dataset, student=student)
+    first = list(islice(stream, 3))
+    assert all(module.training for module in student.model.modules())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in student.model.named_buffers())
+    # The next epoch's triplets are those of another student by now.
+    with torch.no_grad():
+        for parameter in student.model.visual.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    later = [batch for batch in islice(stream, 12) if batch.position.group == 1]
+    pairs = [
+        {key: positive for batch in epoch for key, positive in zip(batch.keys[:5], batch.keys[5:10], strict=True)}
+        for epoch in (first, later)
+    ]
+    assert pairs[0] != pairs[1]
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_only_selected_samples_are_in_triplets_and_damaged_ones_are_counted(dataset: Path, tmp_path: Path) -> None:
+    chosen = [("a", str(n)) for n in range(12)]
+    table = pa.table({"stem": [stem for stem, _ in chosen], "key": [key for _, key in chosen]})
+    pq.write_table(table, tmp_path / "select.parquet")
+    copy = shutil.copytree(dataset.parent, tmp_path / "copy") / "data"
+    members = [(f"{n}.png", image_bytes(n + (n == 3), 30, 30)) for n in range(17)]
+    write_tar(copy.parent / "in" / "a.tar", members)
+    select = str(tmp_path / "select.parquet")
+    fields = {"workers": 0, "damaged": "skip"}
+    with pytest.raises(ReadError, match=r"shard a: .*sample 3: its image is not the one.*student.data.damaged=skip"):
+        next(batches_at(copy, select, {"workers": 0}))
+    (epoch,) = epochs_of(batches_at(copy, select, fields), 1)
+    keys = {key for batch in epoch for key in batch.keys}
+    assert len(keys) > 5
+    assert keys <= {str(n) for n in range(12)} - {"3"}
+    assert epoch[0].counts["image_mismatch"] == 1
+    assert epoch[0].counts["not_selected"] == 5
+    assert not any(batch.counts for batch in epoch[1:])
+
+
+def batches_at(dataset: Path, select: str, data: dict[str, Any]) -> Iterator[Batch]:
+    config = StudentConfig.model_validate(settings(data=data) | {"steps": 1})
+    plan = plan_of(dataset, reads_captions=False, select=select, root=str(dataset.parent / "in"), **data)
+    student = build_student(config.model, 0)
+    bank = read_bank(str(dataset / "banks/things"), "large")
+    return TripletReader(plan, config, student, bank, Processes(0, 1, torch.device("cpu"))).batches(Position())
+
+
+def test_what_does_not_go_with_triplets_is_refused(dataset: Path) -> None:
+    with pytest.raises(ConfigError, match="triplet trains in one process; start it without torchrun"):
+        batches(dataset, world_size=2)
+    with pytest.raises(ValueError, match="decodes an image for every view; leave it at 1"):
+        batches(dataset, data={"views_per_decode": 2})
+    with pytest.raises(ReadError, match=r"mining left no triplet of 33 samples \(.*\); raise student.loss.margin"):
+        next(batches(dataset, loss={"kind": "triplet", "bank": "things", "margin": 1e-9}))
+
+
+# A run.
+
+
+def train(dataset: Path, output: Path, *, resume: bool = False, **student: Any) -> None:
+    with open(os.devnull, "w") as nowhere:
+        train_student(str(dataset), output, recipe(**settings(**student)), resume=resume, console=Console(file=nowhere))
+
+
+@contextmanager
+def stopping_at(step_to_stop: int) -> Iterator[None]:
+    original = Journal.train
+
+    def stop(self: Journal, step: int, *figures: Any) -> None:
+        original(self, step, *figures)
+        if step == step_to_stop:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "train", stop)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("student", "checkpoint_every"),
+    [
+        ({"quantization": "int8", "optimizer": {"warmup_steps": 2, "ema": 0.9}}, 6),
+        ({}, 4),
+    ],
+    ids=["rounded, in the middle of an epoch", "at the end of one"],
+)
+def test_a_resumed_run_is_an_undisturbed_one(
+    dataset: Path, tmp_path: Path, student: dict[str, Any], checkpoint_every: int
+) -> None:
+    train(dataset, tmp_path / "whole", steps=9, **student)
+    with stopping_at(7), pytest.raises(KeyboardInterrupt):
+        train(dataset, tmp_path / "stopped", steps=9, checkpoint_every=checkpoint_every, **student)
+    checkpoint = tmp_path / "stopped" / CHECKPOINT_FILE
+    assert read_progress(checkpoint).step == checkpoint_every
+    mined = load_triplets(checkpoint)
+    assert mined is not None
+    row = read_progress(checkpoint).positions[0][0].row
+    assert (row == -(-len(mined) // 5)) == (checkpoint_every == 4)
+    train(dataset, tmp_path / "stopped", steps=9, checkpoint_every=checkpoint_every, resume=True, **student)
+    runs = [tmp_path / name for name in ("whole", "stopped")]
+    whole, resumed = ([row["loss"] for row in read_metrics(folder)] for folder in runs)
+    assert whole == resumed
+    weights, others = (load_student(folder / "student").model.state_dict() for folder in runs)
+    assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
+    assert not any("rounding" in name or "parametrizations" in name for name in weights)
+
+
+def test_evaluation_while_training_sees_the_rounded_network(dataset: Path, tmp_path: Path) -> None:
+    members = [part for n in range(12) for part in ((f"{n}.png", image_bytes(n)), (f"{n}.cls", str(n % 3).encode()))]
+    write_tar(tmp_path / "test" / "t.tar", members)
+    (tmp_path / "test" / "classnames.txt").write_text("cat\nsky\ndog\n")
+    seen: list[bool] = []
+    original = torch.fake_quantize_per_tensor_affine
+
+    def noting(*arguments: Any) -> torch.Tensor:
+        seen.append(torch.is_grad_enabled())
+        return original(*arguments)
+
+    evaluation = {"shards": [str(tmp_path / "test")], "every_steps": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "fake_quantize_per_tensor_affine", noting)
+        train(dataset, tmp_path / "run", steps=2, quantization="int8", evaluation=evaluation)
+    rows = read_metrics(tmp_path / "run")
+    assert [row["kind"] for row in rows] == ["train", "train", "evaluation"]
+    assert not seen[-1]
+    assert seen[0]
