@@ -159,9 +159,10 @@ def measure_all(models: list[Model], photographs: Path, num_rounds: int) -> Iter
                     yield measure(path, photographs, threads)
 
 
-def measure(path: str, photographs: Path, threads: int) -> Run:
+def measure(path: str, photographs: Path, threads: int, modality: str | None = None) -> Run:
     command = ["taskset", "--cpu-list", f"0-{threads - 1}", sys.executable, "-m", "reinforce", "label"]
     command += [path, str(photographs), "--benchmark", "--seconds", str(SECONDS), "--threads", str(threads), "--json"]
+    command += [] if modality is None else ["--modality", modality]
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=output)
         _, status, usage = os.wait4(process.pid, 0)
