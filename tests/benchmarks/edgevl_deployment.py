@@ -96,7 +96,8 @@ def accuracy(model: Path, images: Images, modality: str) -> float:
     answer = reinforce("label", str(model), str(images.folder), "--modality", modality, "--json", "--top-k", "1")
     rows = [json.loads(line) for line in answer.splitlines()]
     assert len(rows) == len(images.truth), f"{len(rows)} of {len(images.truth)} images have a line"
-    return sum(row["labels"] == [images.truth[Path(row["path"]).name]] for row in rows) / len(rows)
+    hits: list[bool] = [row["labels"] == [images.truth[Path(row["path"]).name]] for row in rows]
+    return sum(hits) / len(hits)
 
 
 def time_all(models: dict[str, Path], images: dict[str, Images], num_rounds: int) -> dict[tuple[str, str], list[Run]]:
