@@ -105,8 +105,10 @@ def test_a_stream_of_grey_jpegs(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert rows[0]["scores"] == [pytest.approx(grey_score(0.2), abs=3e-3)]
 
 
-def test_the_benchmark_says_which(capsys: pytest.CaptureFixture[str]) -> None:
-    status, (figures,), _ = label(capsys, "both", "--modality", "depth", "--benchmark", "--seconds", "0.01")
+def test_the_benchmark_is_of_one_modality(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "a.depth.png").write_bytes(deep(2000))
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    status, (figures,), _ = label(capsys, str(tmp_path), "--modality", "depth", "--benchmark", "--seconds", "0.01")
     assert (status, figures["modality"]) == (0, "depth")
 
 
