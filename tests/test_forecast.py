@@ -1,6 +1,7 @@
 """A forecast against the build it is a forecast of, and its arithmetic on a trial made up by hand."""
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,16 @@ def test_texts_alone_need_no_source(tmp_path: Path) -> None:
     planned = forecast_of(source, tmp_path / "out")
     assert (planned.num_samples, planned.bytes_read, planned.num_objects) == (40, 0, 4)
     assert planned.stage_s["fetch"] == planned.stage_s["decode"] == 0 < planned.stage_s["teachers"]
+
+
+def test_a_modality_alone_needs_the_source_and_no_model(tmp_path: Path) -> None:
+    source, settings = write_shards(tmp_path / "in", "ab", 20), {"modalities": {"depth": "depth.png"}}
+    run(plan_of(settings), source, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "modalities")
+    planned = forecast_of(source, tmp_path / "out", settings)
+    assert (planned.num_samples, planned.num_objects) == (40, 2 + 1)
+    assert planned.bytes_read == sum(path.stat().st_size for path in source.iterdir())
+    assert planned.stage_s["teachers"] == 0 < planned.stage_s["decode"]
 
 
 def test_nothing_is_missing(tmp_path: Path) -> None:

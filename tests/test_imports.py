@@ -85,6 +85,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "inspection": (
         "inspection",
         "modality",
+        "rgb",
         "neighbours",
         "replay",
         "shards",

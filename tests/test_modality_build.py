@@ -1,7 +1,11 @@
 """Further modalities in a dataset: what is stored of them, that they cost no sample, how a fault is found."""
 
+import base64
 import hashlib
+import io
+import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +21,21 @@ import reinforce
 from reinforce.cli import app
 from reinforce.config import BuildConfig, parse_recipe
 from reinforce.exchange.datacompdr import import_datacompdr
+from reinforce.inspection.charts import nulls
 from reinforce.inspection.dataset_card import write_dataset_card
+from reinforce.inspection.figures import SampleName
+from reinforce.inspection.gather import note_nulls
 from reinforce.inspection.report import write_report
 from reinforce.inspection.stats import inspect_dataset
 from reinforce.inspection.verify import verify_dataset
+from reinforce.modality import load_modality
 from reinforce.plan import BuildOutline, BuildPlan
+from reinforce.prefetch import Prefetcher, StageTimes, missing_of
 from reinforce.sample import Embeddings
 from reinforce.shard_report import stored_report
 from reinforce.shards.dataset import DatasetMismatchError
 from reinforce.shards.schema import CARD_FILE, Signal, spine_file
-from reinforce.storage import open_store
+from reinforce.storage import find_shards, open_store
 from reinforce.teachers import FakeTeacher, TokenizedText
 from tests.fakes import fake_plan, files_of, run
 from tests.forgery import flipped, forge_document, forge_file, with_column
@@ -119,6 +128,19 @@ def test_teachers_see_nothing_of_it(built: Path, tmp_path: Path) -> None:
     assert drops == [("bad", "not_an_image"), ("alone", "missing_image"), ("00000", "duplicate_key")]
 
 
+def test_the_bytes_of_a_modality_do_not_travel_on(built: Path, tmp_path: Path) -> None:
+    """A batch holds rows, not images: else a batch of large depth maps would be in memory beside its views."""
+    _, refs = find_shards([str(built / "source")])
+    task = missing_of(refs[0], plan(), ())
+    assert task
+    output = open_store(str(tmp_path / "out"), create=True)
+    with Prefetcher(plan(), output, spool=tmp_path, workers=1, times=StageTimes()) as prefetcher:
+        shard = next(iter(prefetcher.shards([task])))
+        kept = [prepared for prepared in shard.samples() if prepared.drop is None]
+    assert [sorted(prepared.sample.modalities) for prepared in kept[:2]] == [["depth", "thermal"], ["depth"]]
+    assert not any(data for prepared in kept for data in (prepared.sample.image, *prepared.sample.modalities.values()))
+
+
 class NoTeacher(FakeTeacher):
     """It is loaded and never asked."""
 
@@ -177,13 +199,26 @@ def test_inspection_counts_them(built: Path, tmp_path: Path) -> None:
     assert (found.num_files, found.missing.count, found.num_values, found.max_norm_error) == (2, 0, 8, None)
     assert found.nulls == {"corrupt_image": 1, "no_modality": 2, "not_an_image": 1, "too_many_pixels": 1}
     assert [name.key for name in figures.null_examples["modalities/thermal"]] == ["00001", "00002", "00003"]
+    assert {bar.name: bar.value for bar in nulls(figures)}["no_modality in modalities/thermal"] == "2 = 15.4 %"
+    noted: defaultdict[str, list[SampleName]] = defaultdict(list)
+    with reinforce.open_dataset(str(built / "dataset")).open(DEPTH, "one") as file:
+        note_nulls(noted, DEPTH, "one", file)
+    assert noted == {"modalities/depth": [SampleName("one", "00007")]}
     assert {drift.teacher for drift in figures.drifts} == {"large", "small"}
     result = CliRunner().invoke(app, ["inspect", str(built / "dataset")])
     assert "\nmodalities/thermal " in result.stdout
     assert "1 too_many_pixels in modalities/thermal" in result.stdout
     page = tmp_path / "page.html"
     assert write_report(str(built / "dataset"), page, figures) == []
-    assert "too_many_pixels in modalities/thermal" in page.read_text().replace("<wbr>", "")
+    text = page.read_text().replace("<wbr>", "")
+    assert "too_many_pixels in modalities/thermal" in text
+    # Beside its RGB image each modality of a shown sample, by its range; or why there is none.
+    captions = re.findall(r"<figcaption>(thermal|depth): (.*?)</figcaption>", text)
+    assert {("thermal", "33 × 22"), ("thermal", "corrupt_image"), ("depth", "no_modality")} <= set(captions)
+    picture = re.search(r'src="data:image/png;base64,([^"]+)" alt="depth of 00003"', text)
+    assert picture
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture[1]))))
+    np.testing.assert_array_equal(shown, load_modality(depth(3), (200, 4000), 600))
 
 
 def test_a_shard_without_its_file_and_a_file_without_its_document(copy: Path) -> None:

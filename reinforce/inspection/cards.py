@@ -6,7 +6,7 @@ bytes are not those that were built from are not shown.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from reinforce.config import ViewPolicy
 from reinforce.inspection.figures import Figures
+from reinforce.inspection.modality_cards import ModalityCard, modality_cards
 from reinforce.inspection.pictures import LARGEST_PNG, VIEW_SIDE, data_uri, source_image, thumbnail
 from reinforce.inspection.values import ORIGINAL, Matrix, cosines, evenly, open_checked, read_matrix
 from reinforce.replay import ImageMismatchError, Views, drawn_views, read_explicit_views
-from reinforce.sample import RGB, View
+from reinforce.sample import RGB, Sample, View
 from reinforce.shards.dataset import SIGNAL_FILE, Dataset, read_document
 from reinforce.shards.explicit import Size
 from reinforce.shards.reader import FormatError
@@ -64,6 +65,7 @@ class SampleCard:
     thumbnail: str | None
     views: tuple[ViewCard, ...]
     captions: tuple[CaptionCard, ...]
+    modalities: tuple[ModalityCard, ...] = ()
 
     @property
     def is_tiny(self) -> bool:
@@ -92,15 +94,19 @@ class CardMaker:
         self.views = [0, *evenly(range(1, self.num_views + 1), _MOST_VIEWS)]
 
     def cards(
-        self, stem: str, kept: pa.Table, rows: Sequence[int], images: Mapping[str, bytes] | None
+        self, stem: str, kept: pa.Table, rows: Sequence[int], source: Mapping[str, Sample] | None
     ) -> list[SampleCard]:
-        """The cards of these rows of `kept`, the spine's kept rows. `images` by key are None if there is no source."""
+        """The cards of these rows of `kept`, the spine's kept rows. `source`, by key, is None if there is none."""
         samples = [kept.slice(row, 1).to_pylist()[0] for row in rows]
         keys: list[str] = kept.column("key").to_pylist()
         scores = _StoredScores(self, stem, keys, list(rows))
         views = self._views_of(stem, kept, keys)
+        modalities = modality_cards(self.dataset, self.signals, stem, keys, rows, source)
         return [
-            self._card(stem, sample, images, scores, index, partial(views.view, row) if views else None)
+            replace(
+                self._card(stem, sample, source, scores, index, partial(views.view, row) if views else None),
+                modalities=modalities[index],
+            )
             for index, (row, sample) in enumerate(zip(rows, samples, strict=True))
         ]
 
@@ -118,14 +124,15 @@ class CardMaker:
         self,
         stem: str,
         sample: dict[str, Any],
-        images: Mapping[str, bytes] | None,
+        source: Mapping[str, Sample] | None,
         scores: "_StoredScores",
         index: int,
         view: Callable[[int, Size], View] | None,
     ) -> SampleCard:
         image, note = None, ""
-        if images is not None:
-            image, note = source_image(images.get(sample["key"]), sample)
+        if source is not None:
+            found = source.get(sample["key"])
+            image, note = source_image(found.image if found else None, sample)
         size: Size | None = (sample["image_width"], sample["image_height"]) if sample["image_width"] else None
         texts = [(ORIGINAL, sample["captions"]), *scores.captions(index)]
         captions = [

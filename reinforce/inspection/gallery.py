@@ -96,8 +96,9 @@ def make_gallery(dataset: Dataset, figures: Figures, maker: CardMaker, root: str
             dropped = list(_some_drops(spine, num_drops))
             alike = {name.key: name for group in groups for name in group[:_MOST_MEMBERS] if name.stem == stem}
             keys = {kept.column("key")[pick.row].as_py() for pick in picks} | {row["key"] for row in dropped}
-            images = source.images(stem, keys | alike.keys())
-            cards |= zip(picks, maker.cards(stem, kept, [pick.row for pick in picks], images), strict=True)
+            samples = source.samples(stem, keys | alike.keys())
+            images = None if samples is None else {key: sample.image for key, sample in samples.items()}
+            cards |= zip(picks, maker.cards(stem, kept, [pick.row for pick in picks], samples), strict=True)
             drops += [_drop_card(stem, row, images) for row in dropped]
             for row in kept.filter(pc.is_in(kept.column("key"), pa.array(alike, pa.string()))).to_pylist():
                 members[alike[row["key"]]] = _member(alike[row["key"]], row, images)

@@ -8,13 +8,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 from reinforce.config import SourceConfig
+from reinforce.sample import Sample
 from reinforce.shards.dataset import DATASET_FILE, Dataset
 from reinforce.shards.source import ShardError, SourceShard
 from reinforce.storage import StorageError, Store, open_store
 
 
 class SourceTars:
-    """Fetches image bytes by key. `faults` says, in the order they were met, why images of a shard cannot be shown."""
+    """Fetches samples by key. `faults` says, in the order they were met, why images of a shard cannot be shown."""
 
     def __init__(self, dataset: Dataset, root: str | None) -> None:
         self.faults: list[str] = []
@@ -29,8 +30,8 @@ class SourceTars:
         except (ValueError, OSError) as error:
             self.faults.append(_one_line(error))
 
-    def images(self, stem: str, keys: Collection[str]) -> dict[str, bytes] | None:
-        """The bytes of these keys' images; None, and a fault noted, if the shard cannot be had."""
+    def samples(self, stem: str, keys: Collection[str]) -> dict[str, Sample] | None:
+        """The samples of these keys that have an image; None, and a fault noted, if the shard cannot be had."""
         if self._store is None or self._config is None:
             return None
         path = f"{stem}.tar"
@@ -40,7 +41,7 @@ class SourceTars:
                 self._store.download(path, spool)
                 self.num_read += 1
                 found = SourceShard(spool, self._config).samples(selected=frozenset(keys))
-                return {sample.key: sample.image for sample in found if sample.drop is None}
+                return {sample.key: sample for sample in found if sample.drop is None}
             except FileNotFoundError:
                 fault = f"{self._store.uri_of(path)}: no such source shard; say with --root where it is now"
             except ShardError as error:
