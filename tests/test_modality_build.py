@@ -199,7 +199,7 @@ def test_inspection_counts_them(built: Path, tmp_path: Path) -> None:
     assert (found.num_files, found.missing.count, found.num_values, found.max_norm_error) == (2, 0, 8, None)
     assert found.nulls == {"corrupt_image": 1, "no_modality": 2, "not_an_image": 1, "too_many_pixels": 1}
     assert [name.key for name in figures.null_examples["modalities/thermal"]] == ["00001", "00002", "00003"]
-    assert {bar.name: bar.value for bar in nulls(figures)}["no_modality in modalities/thermal"] == "2 = 15.4 %"
+    assert {bar.name: bar.value for bar in nulls(figures)}["no_modality in modalities/thermal"] == "2 = 15 %"
     noted: defaultdict[str, list[SampleName]] = defaultdict(list)
     with reinforce.open_dataset(str(built / "dataset")).open(DEPTH, "one") as file:
         note_nulls(noted, DEPTH, "one", file)
