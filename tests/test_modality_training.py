@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from reinforce.banks import resolve_banks, write_banks
@@ -160,8 +161,8 @@ def test_a_run_with_two_modalities(folder: Path, trained: Path) -> None:
 
 
 def test_one_modality_alone(folder: Path, tmp_path: Path) -> None:
-    train(folder, tmp_path / "rgb", "rgb", evaluation={"choose": "last"})
-    train(folder, tmp_path / "thermal", "thermal", evaluation={"choose": "last"})
+    for name in ("rgb", "thermal"):
+        train(folder, tmp_path / name, name, evaluation={"choose": "last"}, steps=2)
     (first, *_), (other, *_) = evaluations(tmp_path / "rgb"), evaluations(tmp_path / "thermal")
     assert "top1" in first
     assert "top1_rgb" not in first
@@ -202,20 +203,19 @@ def test_a_resumed_run_chooses_as_an_undisturbed_one(
 
 def test_a_checkpoint_of_before_there_was_a_choice_goes_on(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    train(folder, output, "rgb", evaluation={"choose": "last"})
+    last: dict[str, Any] = {"evaluation": {"choose": "last"}, "steps": 2}
+    train(folder, output, "rgb", **last)
     path = output / CHECKPOINT_FILE
     progress = json.loads(_metadata(path)["progress"])
     assert progress.pop("best") is None
     save_tensors(load_file(path), path, metadata={"progress": json.dumps(progress)})
     assert read_progress(path).best is None
-    train(folder, output, "rgb", evaluation={"choose": "last"}, resume=True)
+    train(folder, output, "rgb", **last, resume=True)
     with pytest.raises(ConfigError, match="the steps were taken without best, and no weights were kept"):
-        train(folder, output, "rgb", resume=True)
+        train(folder, output, "rgb", steps=2, resume=True)
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         metadata: dict[str, str] = file.metadata()
     return metadata
