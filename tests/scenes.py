@@ -7,16 +7,16 @@ from reinforce.sample import RGB
 from tests.tars import encode
 
 
-def gradient(width: int, height: int) -> RGB:
-    """Red is the place from left to right, green from top to bottom, as parts of 255."""
+def gradient(width: int, height: int, level: float = 0.5) -> RGB:
+    """Red is the place from left to right, green from top to bottom, blue `level` everywhere, as parts of 255."""
     x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
-    channels = (x[None, :].repeat(height, 0), y[:, None].repeat(width, 1), np.full((height, width), 0.5))
+    channels = (x[None, :].repeat(height, 0), y[:, None].repeat(width, 1), np.full((height, width), level))
     pixels: RGB = np.rint(255 * np.stack(channels, axis=-1)).astype(np.uint8)
     return pixels
 
 
-def gradient_bytes(width: int, height: int) -> bytes:
-    return encode(Image.fromarray(gradient(width, height)))
+def gradient_bytes(width: int, height: int, level: float = 0.5) -> bytes:
+    return encode(Image.fromarray(gradient(width, height, level)))
 
 
 def deep_gradient_bytes(width: int, height: int, highest: int) -> bytes:

@@ -28,13 +28,16 @@ MODALITIES = {"thermal": "ir.png", "depth": {"suffix": "depth.png", "range": [0,
 
 
 def members_of(stem: str, **replaced: bytes) -> list[tuple[str, bytes]]:
-    """A scene as RGB, as thermal of 1.5 times its size, as depth of another aspect ratio; `replaced` are by kind."""
+    """Scenes as RGB, as thermal of 1.5 times its size, as depth of another aspect ratio; `replaced` are by kind.
+
+    Blue tells the samples apart.
+    """
     members = []
     for number in range(SIZES[stem]):
-        key, width = f"{stem}-{number}", 80 + 4 * number
-        members.append((f"{key}.png", replaced.get("rgb", gradient_bytes(width, 60))))
+        key, width, level = f"{stem}-{number}", 80 + 4 * number, (number + 6 * (stem == "b")) / 12
+        members.append((f"{key}.png", replaced.get("rgb", gradient_bytes(width, 60, level))))
         if key != NO_THERMAL:
-            members.append((f"{key}.ir.png", replaced.get("thermal", gradient_bytes(width * 3 // 2, 90))))
+            members.append((f"{key}.ir.png", replaced.get("thermal", gradient_bytes(width * 3 // 2, 90, level))))
         depth = replaced.get("depth", deep_gradient_bytes(64, 64, 4000))
         members.append((f"{key}.depth.png", depth[:40] if key == TORN_DEPTH else depth))
     return members
