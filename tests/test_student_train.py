@@ -309,6 +309,7 @@ def test_views_together_train_with_either_loss(dataset: Path, tmp_path: Path) ->
     ("is_waiting", "reader_s", "expected"),
     [
         (False, {"open": 0.1, "decode": 0.2}, r"waiting for data \d%: the model is the limit. A sample"),
+        (True, {"mine": 0.4, "decode": 0.2}, r"mining is the limit, .*; select fewer. A sample takes"),
         (True, {"open": 0.4, "decode": 0.2}, r"are the limit; raise student.data.workers \(now 3, of \d+ cores\). A"),
         (
             True,

@@ -179,16 +179,20 @@ def test_parts_give_the_gradient_of_the_whole_batch() -> None:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """33 images in two shards, a teacher, a bank."""
+    """33 images in two shards, each with a thermal one, a teacher, a bank."""
     folder = tmp_path_factory.mktemp("triplets")
     index = 0
     for stem, size in SIZES.items():
-        write_tar(
-            folder / "in" / f"{stem}.tar", [(f"{n}.png", image_bytes(n, 30, 30)) for n in range(index, index + size)]
-        )
+        images = [(f"{n}.png", image_bytes(n, 30, 30)) for n in range(index, index + size)]
+        thermal = [(f"{n}.ir.png", image_bytes(100 + n, 30, 30)) for n in range(index, index + size)]
+        write_tar(folder / "in" / f"{stem}.tar", [part for pair in zip(images, thermal, strict=True) for part in pair])
         index += size
     teacher = FakeTeacher("large", dim=12, image_size=24)
-    config = {"views": {"count": 3}, "source": {"captions": [], "max_captions": 0}}
+    config = {
+        "views": {"count": 3},
+        "source": {"captions": [], "max_captions": 0},
+        "modalities": {"thermal": "ir.png"},
+    }
     assert not run(fake_plan(config, teachers=[teacher], captioners=[]), folder / "in", folder / "data").failed
     save_bank(folder / "data", teacher)
     return folder / "data"
@@ -242,20 +246,43 @@ def epochs_of(stream: Iterator[Batch], num_epochs: int) -> list[list[Batch]]:
     return found
 
 
-def test_an_epoch_is_every_anchor_once_in_the_view_that_stage_one_sees(dataset: Path) -> None:
-    epochs = epochs_of(batches(dataset), 2)
-    passes = list(read(plan_of(dataset, reads_captions=False, views_per_decode=1), batch_size=33, epochs=2))
-    for epoch, of_stage_one in zip(epochs, passes, strict=True):
-        seen = dict(zip(of_stage_one.keys, of_stage_one.images, strict=True))
+@pytest.mark.parametrize("modalities", [["rgb"], ["thermal", "rgb"]])
+def test_an_epoch_is_every_anchor_once_in_the_view_that_stage_one_sees(dataset: Path, modalities: list[str]) -> None:
+    epochs = epochs_of(batches(dataset, data={"workers": 0, "modalities": modalities}), 2)
+    labels = labels_of(dataset)
+    plan = plan_of(dataset, reads_captions=False, modalities=modalities)
+    for epoch, of_stage_one in zip(epochs, read(plan, batch_size=33, epochs=2), strict=True):
+        seen = dict(zip(of_stage_one.keys, views_of(of_stage_one), strict=True))
         anchors = [key for batch in epoch for key in batch.keys[:5]]
         num_anchors = 33 - epoch[0].counts["no_semi_hard_negative"] - epoch[0].counts["no_positive"]
         # The last batch is filled up with the first anchors.
         assert 10 < num_anchors == len(set(anchors)) <= len(anchors) == -(-num_anchors // 5) * 5
         for batch in epoch:
-            assert len(batch) == 5 * (2 + NUM_NEGATIVES)
-            assert all(a != p for a, p in zip(batch.keys[:5], batch.keys[5:10], strict=True))
-            assert all(torch.equal(image, seen[key]) for key, image in zip(batch.keys, batch.images, strict=True))
+            anchors, positives, *negatives = [batch.keys[start : start + 5] for start in range(0, len(batch), 5)]
+            assert len(negatives) == NUM_NEGATIVES
+            for place, anchor in enumerate(anchors):
+                assert positives[place] != anchor
+                assert labels[positives[place]] == labels[anchor]
+                assert all(labels[of_anchors[place]] != labels[anchor] for of_anchors in negatives)
+            assert list(batch.modalities) == modalities[1:]
+            assert all(torch.equal(views, seen[key]) for key, views in zip(batch.keys, views_of(batch), strict=True))
     assert [batch.keys for batch in epochs[0]] != [batch.keys for batch in epochs[1]]
+
+
+def labels_of(dataset: Path) -> dict[str, int]:
+    """By key, of the bank's labels the one that the stored clean view is nearest to."""
+    opened, bank = open_dataset(str(dataset)), read_bank(str(dataset / "banks/things"), "large")
+    found = {}
+    for stem in SIZES:
+        rows = opened.numpy("embeddings/large/image", stem, "view_000").astype(np.float32)
+        keys = opened.spine(stem).column("key").to_pylist()
+        found |= dict(zip(keys, (rows @ bank.embeddings.T).argmax(axis=1).tolist(), strict=True))
+    return found
+
+
+def views_of(batch: Batch) -> torch.Tensor:
+    """All modalities of a row, in order."""
+    return torch.stack([batch.images, *batch.modalities.values()], dim=1)
 
 
 def test_worker_processes_change_nothing(dataset: Path) -> None:
@@ -374,7 +401,9 @@ def test_a_resumed_run_is_an_undisturbed_one(
     assert not any("rounding" in name or "parametrizations" in name for name in weights)
 
 
-def test_evaluation_while_training_sees_the_rounded_network(dataset: Path, tmp_path: Path) -> None:
+def test_evaluation_while_training_sees_the_rounded_network_and_the_best_is_saved_in_full(
+    dataset: Path, tmp_path: Path
+) -> None:
     members = [part for n in range(12) for part in ((f"{n}.png", image_bytes(n)), (f"{n}.cls", str(n % 3).encode()))]
     write_tar(tmp_path / "test" / "t.tar", members)
     (tmp_path / "test" / "classnames.txt").write_text("cat\nsky\ndog\n")
@@ -385,11 +414,12 @@ def test_evaluation_while_training_sees_the_rounded_network(dataset: Path, tmp_p
         seen.append(torch.is_grad_enabled())
         return original(*arguments)
 
-    evaluation = {"shards": [str(tmp_path / "test")], "every_steps": 2}
+    evaluation = {"shards": [str(tmp_path / "test")], "every_steps": 2, "choose": "best"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "fake_quantize_per_tensor_affine", noting)
         train(dataset, tmp_path / "run", steps=2, quantization="int8", evaluation=evaluation)
     rows = read_metrics(tmp_path / "run")
     assert [row["kind"] for row in rows] == ["train", "train", "evaluation"]
     assert not seen[-1]
-    assert seen[0]
+    assert any(seen)
+    assert not any("rounding" in name for name in load_student(tmp_path / "run/student").model.state_dict())

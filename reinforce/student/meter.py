@@ -68,6 +68,8 @@ class Meter:
         line = f"waiting for data {share:.0%}: "
         if share < WAITING_SHARE:
             line += "the model is the limit"
+        elif run.reader_s["mine"] > sum(run.reader_s.values()) / 2:
+            line += "mining is the limit, which embeds every sample for each epoch; select fewer"
         else:
             cores = len(os.sched_getaffinity(0))
             line += f"the readers are the limit; raise student.data.workers (now {data.workers}, of {cores} cores)"
