@@ -272,7 +272,7 @@ def test_an_epoch_is_every_anchor_once_in_the_view_that_stage_one_sees(dataset: 
 def labels_of(dataset: Path) -> dict[str, int]:
     """By key, of the bank's labels the one that the stored clean view is nearest to."""
     opened, bank = open_dataset(str(dataset)), read_bank(str(dataset / "banks/things"), "large")
-    found = {}
+    found: dict[str, int] = {}
     for stem in SIZES:
         rows = opened.numpy("embeddings/large/image", stem, "view_000").astype(np.float32)
         keys = opened.spine(stem).column("key").to_pylist()
