@@ -67,6 +67,8 @@ def _bounds(values: Values, value_range: ValueRange) -> tuple[float, float]:
 
 
 def _scaled(values: Values, low: float, high: float) -> Values:
+    if values.dtype == np.uint8 and (low, high) == (0, 255):
+        return values
     if values.dtype not in (np.uint8, np.uint16):
         return _to_bytes(np.where(np.isfinite(values), values, low), low, high)
     # By a table: an image as large as `max_pixels` allows would take 8 times its bytes as floats.
