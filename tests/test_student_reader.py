@@ -188,8 +188,11 @@ def test_a_stream_goes_on_exactly_where_it_stopped(
         positions = {batch.position.worker: batch.position for batch in whole[:stop]}
         next_worker = (whole[stop - 1].position.worker + 1) % max(1, workers)
         placement = Placement(resume=tuple(positions[w] for w in sorted(positions)), next_worker=next_worker)
+        random_state = torch.get_rng_state()
         rest = take(read(plan, batch_size=6, placement=placement).loader(), 18 - stop)
         assert [facts(batch) for batch in rest] == [facts(batch) for batch in whole[stop:]]
+        # A run's dropout goes on where it stopped, too.
+        assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_the_same_seed_gives_the_same_stream_and_another_one_another(dataset: Path) -> None:

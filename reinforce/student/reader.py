@@ -95,6 +95,8 @@ class ReinforcedDataset(IterableDataset[Batch]):
             num_workers=workers,
             pin_memory=pin_memory,
             multiprocessing_context=("spawn" if is_remote else "fork") if workers else None,
+            # Of its own: a resumed run makes one loader more, which must not use up random numbers of its steps.
+            generator=torch.Generator(),
         )
 
     def __iter__(self) -> Generator[Batch]:
