@@ -50,7 +50,7 @@ class Batch:
     """What that worker left out since its last batch, by reason, and the captions it cut."""
     reader_s: dict[str, float] = field(default_factory=dict)
     """The seconds that worker took for the batch: `open` (waiting for shards that are opened), `read`, `decode`,
-    `render`, `batch` (tokens, and rows brought together)."""
+    `render`, `batch` (tokens, and rows brought together), and `mine` where triplets were mined for it."""
     modalities: dict[str, UInt8[Tensor, "batch 3 size size"]] = field(default_factory=dict)
     images_of: Int64[Tensor, " batch"] | None = None
     """Where one image has several rows: a number by image, the same in every process. They are no negatives of one
