@@ -15,10 +15,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from reinforce.config import ConfigError, LossConfig, StudentConfig, StudentModelConfig
+from reinforce.config import ConfigError, LossConfig, StudentModelConfig
 from reinforce.shards.banks import Bank, bank_content, read_bank, record_bank, write_bank
 from reinforce.shards.dataset import open_dataset
 from reinforce.shards.schema import fingerprint
+from reinforce.storage import open_store
 from reinforce.student.batch import Batch, Position
 from reinforce.student.checkpoint import CHECKPOINT_FILE, load_triplets, read_progress
 from reinforce.student.distributed import Processes
@@ -27,11 +28,13 @@ from reinforce.student.journal import Journal, read_metrics
 from reinforce.student.learner import Learner, backward
 from reinforce.student.losses import StudentOutputs
 from reinforce.student.models import Student, build_student, load_student
+from reinforce.student.plan import plan_reading
 from reinforce.student.train import train_student
 from reinforce.student.triplet_reader import TripletReader
 from reinforce.student.triplets import TripletLoss
 from reinforce.teachers import FakeTeacher
 from tests.fakes import fake_plan, run
+from tests.s3_server import S3Server, use_test_credentials
 from tests.students import plan_of, read, recipe
 from tests.tars import image_bytes, write_tar
 
@@ -144,13 +147,19 @@ def settings(**student: Any) -> dict[str, Any]:
 
 
 def batches(
-    dataset: Path, *, student: Student | None = None, select: str | None = None, world_size: int = 1, **fields: Any
+    dataset: Path | str,
+    *,
+    student: Student | None = None,
+    world_size: int = 1,
+    root: str | None = None,
+    select: str | None = None,
+    **fields: Any,
 ) -> Iterator[Batch]:
     config = recipe(**settings(**fields)).student
     assert config is not None
-    plan = plan_of(dataset, reads_captions=False, select=select, **config.data.model_dump(exclude_unset=True))
+    plan = plan_reading(str(dataset), config.data, reads_captions=False, root=root, select=select)
     student = student or build_student(config.model, config.seed)
-    bank = read_bank(str(dataset / "banks/things"), "large")
+    bank = read_bank(open_store(str(dataset)).uri_of("banks/things"), "large")
     processes = Processes(0, world_size, torch.device("cpu"))
     return TripletReader(plan, config, student, bank, processes).batches(Position())
 
@@ -212,6 +221,21 @@ def test_worker_processes_change_nothing(dataset: Path) -> None:
         assert mine_.position == theirs_.position
 
 
+def test_a_bucket_gives_the_same_batches(dataset: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_test_credentials(monkeypatch)
+    server.make_bucket("triplets")
+    client = server.client()
+    for path in dataset.parent.rglob("*"):
+        if path.is_file():
+            client.upload_file(str(path), "triplets", str(path.relative_to(dataset.parent)))
+    uri, root = (f"s3://triplets/{folder}?endpoint_url={server.endpoint}" for folder in ("data", "in"))
+    stream = batches(uri, root=root, data={"workers": 1})
+    for near, far in zip(islice(batches(dataset), 6), stream, strict=False):
+        assert near.keys == far.keys
+        assert torch.equal(near.images, far.images)
+    stream.close()  # type: ignore[attr-defined]
+
+
 def test_mining_is_of_the_student_as_it_is_in_evaluation_and_leaves_it_training(dataset: Path) -> None:
     student = build_student(StudentModelConfig.model_validate(MODEL), seed=0)
     before = {name: buffer.clone() for name, buffer in student.model.named_buffers()}
@@ -242,25 +266,16 @@ def test_only_selected_samples_are_in_triplets_and_damaged_ones_are_counted(data
     copy = shutil.copytree(dataset.parent, tmp_path / "copy") / "data"
     members = [(f"{n}.png", image_bytes(n + (n == 3), 30, 30)) for n in range(17)]
     write_tar(copy.parent / "in" / "a.tar", members)
-    select = str(tmp_path / "select.parquet")
-    fields = {"workers": 0, "damaged": "skip"}
+    places: dict[str, Any] = {"select": str(tmp_path / "select.parquet"), "root": str(copy.parent / "in")}
     with pytest.raises(ReadError, match=r"shard a: .*sample 3: its image is not the one.*student.data.damaged=skip"):
-        next(batches_at(copy, select, {"workers": 0}))
-    (epoch,) = epochs_of(batches_at(copy, select, fields), 1)
+        next(batches(copy, **places))
+    (epoch,) = epochs_of(batches(copy, data={"workers": 0, "damaged": "skip"}, **places), 1)
     keys = {key for batch in epoch for key in batch.keys}
     assert len(keys) > 5
     assert keys <= {str(n) for n in range(12)} - {"3"}
     assert epoch[0].counts["image_mismatch"] == 1
     assert epoch[0].counts["not_selected"] == 5
     assert not any(batch.counts for batch in epoch[1:])
-
-
-def batches_at(dataset: Path, select: str, data: dict[str, Any]) -> Iterator[Batch]:
-    config = StudentConfig.model_validate(settings(data=data) | {"steps": 1})
-    plan = plan_of(dataset, reads_captions=False, select=select, root=str(dataset.parent / "in"), **data)
-    student = build_student(config.model, 0)
-    bank = read_bank(str(dataset / "banks/things"), "large")
-    return TripletReader(plan, config, student, bank, Processes(0, 1, torch.device("cpu"))).batches(Position())
 
 
 def test_what_does_not_go_with_triplets_is_refused(dataset: Path) -> None:
