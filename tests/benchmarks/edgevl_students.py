@@ -1,10 +1,12 @@
 """What each part of EdgeVL gives: two modalities, rounding, triplets by pseudo-labels, and of how many samples.
 
     python -m tests.benchmarks.edgevl_students [--folder DIR] [--seeds N] [--jobs N] [--only demo|curation|roadscene]
+        [--start STUDENT...]
 
 Demo scenes with depth: single modalities, both (stage 1), that exported in int8, distilled on with rounding, stage 2
 without and with it; then stage 2 of a smaller or larger share of the surest samples. Weights are chosen on validation
-scenes, the tables are of test scenes. RoadScene (in ../shared): partners of held-out pairs found, before and after.
+scenes, the tables are of test scenes. RoadScene (in ../shared): partners of held-out pairs found, before and after;
+`--start` names for each seed the student that it begins with, one of RGB in the same teacher's space.
 Accuracy in int8 is that of `reinforce label`, in fp32 of `reinforce evaluate`. All steps are processes of their own;
 what is in the folder is not done again. About two minutes a training on one core, seven for each seed and four shares.
 """
@@ -33,6 +35,8 @@ STAGE2_KEEP = 0.50
 CALIBRATION = 256
 Figures = dict[str, float]
 """Shares of 1, by what they are of."""
+Table = dict[str, list[Figures]]
+"""By row, by seed."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def measure_all(folder: Path, tasks: dict[str, Callable[[], Figures]], jobs: int
         return dict(zip(tasks, pool.map(measured, tasks), strict=True))
 
 
-def run_demo(demo: Demo, rows: dict[str, Row], seeds: list[int]) -> dict[str, list[Figures]]:
+def run_demo(demo: Demo, rows: dict[str, Row], seeds: list[int]) -> Table:
     """Trains and measures; figures by row, by seed."""
     for keep in {row.keep for row in rows.values()}:
         print(demo.select(keep), flush=True)
@@ -171,7 +175,7 @@ def run_demo(demo: Demo, rows: dict[str, Row], seeds: list[int]) -> dict[str, li
     return {name: [found[f"{name}-{seed}"] for seed in seeds] for name in rows}
 
 
-def print_table(figures: dict[str, list[Figures]]) -> None:
+def print_table(figures: Table) -> None:
     """A line for each student in fp32, and one for the file that was exported of it in int8."""
     print("| student | precision | RGB, % | depth, % | mean, % |\n|---|---|---|---|---|")
     for name, of_seeds in figures.items():
@@ -184,22 +188,27 @@ def print_table(figures: dict[str, list[Figures]]) -> None:
 
 ROADSCENE = "pipelines/roadscene.yaml"
 ROADSCENE_ROWS: dict[str, dict[str, Any]] = {
-    "before": {"steps": 1, "optimizer.warmup_steps": 0, "optimizer.learning_rate": 1e-9},
     "visible": {"data.modalities": ["rgb"]},
     "thermal": {"data.modalities": ["thermal"]},
     "both": {},
 }
 
 
-def run_roadscene(folder: Path, shared: Path, seeds: list[int], jobs: int) -> dict[str, list[Figures]]:
-    """Recall of held-out partners by the teacher, by a student as it starts, and by students once they are trained."""
+def run_roadscene(folder: Path, shared: Path, starts: list[Path], seeds: list[int], jobs: int) -> Table:
+    """Recall of held-out partners by the teacher, by students as they start, and by students once they are trained."""
     pairs, dataset = shared / "data/roadscene", folder / "reinforced"
     teacher = f"local-dir:{shared / 'teachers/cifar10-a'}"
     command = ["build", "--shards", str(pairs / "00000.tar"), "--recipe", ROADSCENE, "--output", str(dataset)]
     reinforce(*command, "--set", f"build.teachers.cifar10_a.model={teacher}")
-    study = Study(folder, ROADSCENE, None, jobs)
-    trainings = {name: Job(name, dataset, settings) for name, settings in ROADSCENE_ROWS.items()}
-    study.train(trainings.values(), seeds)
+    study = Study(folder, ROADSCENE, None)
+    trainings: dict[tuple[str, int], Job] = {}
+    for seed in seeds:
+        begun = {"model.checkpoint": str(starts[seed].resolve())} if starts else {}
+        for name, settings in ROADSCENE_ROWS.items():
+            trainings[name, seed] = Job(name, dataset, settings | begun)
+    with ThreadPoolExecutor(jobs) as pool:
+        for future in [pool.submit(study.train, [job], [seed]) for (_, seed), job in trainings.items()]:
+            future.result()
     held_out = ["--dataset", str(pairs / "00001.tar"), "--task", "retrieval", "--modality", "ir.jpg", "--json"]
 
     def retrieve(model: str) -> Figures:
@@ -208,14 +217,16 @@ def run_roadscene(folder: Path, shared: Path, seeds: list[int], jobs: int) -> di
         return {f"{side}_{k}": found[key][str(k)] for side, key in sides.items() for k in (1, 5)}
 
     tasks: dict[str, Callable[[], Figures]] = {"teacher": partial(retrieve, teacher)}
-    for name, job in trainings.items():
-        for seed in seeds:
-            tasks[f"{name}-{seed}"] = partial(retrieve, str(study.output(job, seed) / "student"))
+    for seed, start in enumerate(starts[: len(seeds)]):
+        tasks[f"before-{seed}"] = partial(retrieve, str(start.resolve()))
+    for (name, seed), job in trainings.items():
+        tasks[f"{name}-{seed}"] = partial(retrieve, str(study.output(job, seed) / "student"))
     found = measure_all(folder, tasks, jobs)
-    return {"teacher": [found["teacher"]]} | {name: [found[f"{name}-{seed}"] for seed in seeds] for name in trainings}
+    names = (["before"] if starts else []) + list(ROADSCENE_ROWS)
+    return {"teacher": [found["teacher"]]} | {name: [found[f"{name}-{seed}"] for seed in seeds] for name in names}
 
 
-def print_recalls(figures: dict[str, list[Figures]]) -> None:
+def print_recalls(figures: Table) -> None:
     columns = list(figures["teacher"][0])
     titles = [f"{column.rpartition('_')[0].replace('_', ' ')} R@{column[-1]}, %" for column in columns]
     print(f"| model | {' | '.join(titles)} |\n|---|{'---|' * len(columns)}")
@@ -230,9 +241,12 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=SHARED, help="where RoadScene and its teacher are")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each")
+    parser.add_argument("--start", type=Path, nargs="+", default=[], help="RoadScene: a student for each seed")
     parser.add_argument("--only", choices=["demo", "curation", "roadscene"])
     arguments = parser.parse_args()
     seeds = list(range(arguments.seeds))
+    if 0 < len(arguments.start) < len(seeds):
+        parser.error(f"--start: {len(arguments.start)} students for {len(seeds)} seeds")
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.folder or Path(temporary)).resolve()
         results: dict[str, Any] = {}
@@ -240,15 +254,15 @@ def main() -> None:
             place = folder / ("roadscene" if part == "roadscene" else "demo")
             place.mkdir(parents=True, exist_ok=True)
             print(f"\n{part}", flush=True)
-            results[part] = measure_part(part, place, seeds, arguments.jobs, arguments.shared.resolve())
+            if part == "roadscene":
+                results[part] = run_roadscene(place, arguments.shared.resolve(), arguments.start, seeds, arguments.jobs)
+                print_recalls(results[part])
+            else:
+                results[part] = run_scenes(part, place, seeds, arguments.jobs)
             (folder / f"{part}.json").write_text(json.dumps(results[part], indent=2) + "\n")
 
 
-def measure_part(part: str, folder: Path, seeds: list[int], jobs: int, shared: Path) -> dict[str, list[Figures]]:
-    if part == "roadscene":
-        recalls = run_roadscene(folder, shared, seeds, jobs)
-        print_recalls(recalls)
-        return recalls
+def run_scenes(part: str, folder: Path, seeds: list[int], jobs: int) -> Table:
     demo = Demo(folder, jobs)
     demo.build()
     if part == "demo":
