@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from onnx import TensorProto, helper, numpy_helper
+from timm.layers import ScaledStdConv2d
 from timm.models.fastvit import MobileOneBlock
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -185,3 +186,21 @@ def test_what_export_rounds_otherwise_is_refused() -> None:
     for option in ("compile", "gradient_checkpointing"):
         with pytest.raises(ValueError, match="int8 goes without compile and without gradient_checkpointing"):
             StudentConfig.model_validate({"model": MODEL, "steps": 1, "quantization": "int8", option: True})
+
+
+class WithoutCall(nn.Module):
+    """As attention of timm's BEiT: it uses the weights of a matrix that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.qkv = nn.Conv2d(3, 8, 1), nn.Linear(8, 8)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(self.first(pixels).mean((2, 3)), self.qkv.weight)
+
+
+def test_weights_that_are_not_used_as_they_are_by_their_layer_are_refused() -> None:
+    with pytest.raises(ConfigError, match="qkv is never called as one; name another"):
+        add_rounding(WithoutCall(), 32)
+    with pytest.raises(ConfigError, match="those of 1 are standardised first; name another"):
+        add_rounding(nn.Sequential(nn.Conv2d(3, 8, 1), ScaledStdConv2d(8, 8, 3)), 32)

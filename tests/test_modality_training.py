@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -232,9 +231,9 @@ def test_the_better_is_kept_and_of_equal_ones_the_earlier(tmp_path: Path) -> Non
         assert kept is not None
         # By other shards nothing before can be compared with.
         assert kept.step == {1: 1, 2: 1, 3: 1, 4: 4, 5: 5}[step]
-    assert Counter(path.name for path in tmp_path.iterdir()) == Counter(
-        f"best-{step}.safetensors" for step in (1, 4, 5)
-    )
+        if step == 2:
+            best.sweep()  # a checkpoint names the first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best-1.safetensors", "best-5.safetensors"]
     best.sweep()
     assert [path.name for path in tmp_path.iterdir()] == ["best-5.safetensors"]
     best.put_into(student)

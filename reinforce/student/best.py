@@ -45,6 +45,7 @@ class BestWeights:
             raise ConfigError(f"--resume: {folder / kept.path} is gone, the best weights so far; begin anew without it")
         self.folder = folder
         self.kept = kept
+        self._of_checkpoint = kept
 
     def offer(self, found: Best, student: Student) -> None:
         """Keeps the student's weights as they are now if `found` is better; of equal ones the earlier stays."""
@@ -60,10 +61,13 @@ class BestWeights:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+        if kept is not None and kept != self._of_checkpoint:
+            (self.folder / kept.path).unlink(missing_ok=True)
         self.kept = found
 
     def sweep(self) -> None:
         """Removes the files of others, once a checkpoint names the one that is kept."""
+        self._of_checkpoint = self.kept
         for path in self.folder.iterdir():
             is_kept = self.kept is not None and path.name == self.kept.path
             if re.fullmatch(r"best-\d+\.safetensors(\.partial)?", path.name) and not is_kept:

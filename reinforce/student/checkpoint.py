@@ -69,6 +69,7 @@ def save_checkpoint(
         tensors |= {f"rng/{rank}/{index}": state for index, state in enumerate(states)}
     if triplets is not None:
         tensors |= {f"triplets/{name}": torch.from_numpy(getattr(triplets, name)) for name in _TRIPLETS}
+        tensors["triplets/samples_sha256"] = torch.tensor(list(triplets.samples_sha256), dtype=torch.uint8)
     # Tied weights share memory, which the format refuses.
     owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     partial = path.with_name(f"{path.name}.partial")
@@ -112,7 +113,8 @@ def load_triplets(path: Path) -> Triplets | None:
     with safe_open(path, "pt") as file:
         if "triplets/anchors" not in file.keys():  # noqa: SIM118  # no mapping
             return None
-        return Triplets(**{name: file.get_tensor(f"triplets/{name}").numpy() for name in _TRIPLETS})
+        indices = {name: file.get_tensor(f"triplets/{name}").numpy() for name in _TRIPLETS}
+        return Triplets(**indices, samples_sha256=bytes(file.get_tensor("triplets/samples_sha256").tolist()))
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

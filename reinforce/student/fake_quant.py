@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
+from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -62,10 +63,10 @@ class InputRounding(nn.Module):
 
     def parameters_of_range(self) -> tuple[Float[Tensor, ""], Tensor]:
         """Scale and zero point (int32), as export computes them for a range."""
-        least, most = self.least.clamp_max(0), self.most.clamp_min(0)
-        scale = ((most - least) / _MOST_INPUT).clamp_min(_LEAST_SCALE)
         # In float64 like export, so that both round alike.
-        zero_point = (-least.double() / scale.double()).round().clamp(0, _MOST_INPUT)
+        least, most = self.least.clamp_max(0).double(), self.most.clamp_min(0).double()
+        scale = ((most - least) / _MOST_INPUT).clamp_min(_LEAST_SCALE).float()
+        zero_point = (-least / scale.double()).round().clamp(0, _MOST_INPUT)
         return scale, zero_point.to(torch.int32)
 
     def before_layer(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -83,8 +84,8 @@ class InputRounding(nn.Module):
 def add_rounding(tower: nn.Module, image_size: int) -> int:
     """Puts rounding before every convolution and matrix of an image tower, in place; how many got it.
 
-    Raises `ConfigError` for a tower that export would not round layer by layer: one whose branches it folds first, or
-    with open_clip's attention, whose matrices are no layers.
+    Raises `ConfigError` for a tower that export would not round layer by layer: one whose branches it folds first, that
+    standardises weights, or that uses weights otherwise than by calling their layer.
     """
     for name, module in tower.named_modules():
         if any(hasattr(module, method) for method in ("fuse", "reparameterize", "switch_to_deploy")):
@@ -94,6 +95,11 @@ def add_rounding(tower: nn.Module, image_size: int) -> int:
             )
         if isinstance(module, nn.MultiheadAttention):
             raise ConfigError("student.quantization: int8 needs an image tower of timm; give student.model.backbone")
+        if isinstance(module, StdConv2d | StdConv2dSame | ScaledStdConv2d | ScaledStdConv2dSame):
+            raise ConfigError(
+                f"student.quantization: int8 rounds weights as they are, and those of {name} are standardised first; "
+                "name another student.model.backbone"
+            )
     layers = _layers_behind_pixels(tower, image_size)
     for layer in layers:
         # Not checked by a forward pass of its own: the rounding keeps shape and type.
@@ -124,13 +130,12 @@ def without_rounding(model: Any) -> Any:
 def _layers_behind_pixels(tower: nn.Module, image_size: int) -> list[nn.Module]:
     """Convolutions and matrices in the order in which they compute, but for those that read the pixels."""
     pixels = torch.zeros(1, 3, image_size, image_size)
-    found: dict[nn.Module, None] = {}
+    found: dict[nn.Module, bool] = {}
 
     def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs[0].data_ptr() != pixels.data_ptr():
-            found[layer] = None
+        found[layer] = found.get(layer, False) or inputs[0].data_ptr() != pixels.data_ptr()
 
-    layers = [module for module in tower.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    layers = {module: name for name, module in tower.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     handles = [layer.register_forward_pre_hook(note) for layer in layers]
     was_training = [(module, module.training) for module in tower.modules()]
     tower.eval()(pixels)
@@ -138,4 +143,10 @@ def _layers_behind_pixels(tower: nn.Module, image_size: int) -> list[nn.Module]:
         module.training = training
     for handle in handles:
         handle.remove()
-    return list(found)
+    for layer, name in layers.items():
+        if layer not in found:
+            raise ConfigError(
+                f"student.quantization: int8 rounds what goes into a layer, and {name} is never called as one; name "
+                "another student.model.backbone"
+            )
+    return [layer for layer, is_behind in found.items() if is_behind]

@@ -23,6 +23,8 @@ class Triplets:
     positives: Int64[np.ndarray, " anchors"]
     negatives: Int64[np.ndarray, "anchors negatives"]
     skipped: Counter[str] = field(default_factory=Counter)
+    samples_sha256: bytes = b""
+    """Of the list of samples that the indices are of, for whoever keeps the triplets longer than the list."""
 
     def __len__(self) -> int:
         return len(self.anchors)

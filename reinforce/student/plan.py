@@ -51,11 +51,6 @@ class ReadPlan:
     """Those that are read besides RGB, as they are read, in the order of `data.modalities`."""
 
     @property
-    def reads_rgb(self) -> bool:
-        """Whether the images themselves are decoded."""
-        return RGB_MODALITY in self.data.modalities
-
-    @property
     def captioners(self) -> tuple[str, ...]:
         return tuple(name for name in self.num_captions if name != ORIGINAL)
 

@@ -4,6 +4,7 @@ All shards are open at once: local tars are read where they are, remote ones sta
 and places of every sample, about 1 KB each; embeddings are read a shard at a time and not kept.
 """
 
+import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from reinforce.pseudo_labels import pseudo_labels
 from reinforce.sample import Pixels
 from reinforce.shards.banks import Bank
 from reinforce.shards.dataset import open_dataset
-from reinforce.shards.schema import Signal, view_column
+from reinforce.shards.schema import Signal, canonical_json, view_column
 from reinforce.student.batch import Batch
 from reinforce.student.choices import Visit, view_index
 from reinforce.student.groups import Opener, ReadError
@@ -52,6 +53,13 @@ class RandomAccess:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def sha256(self) -> bytes:
+        """Of the samples' names, in their order."""
+        digest = hashlib.sha256()
+        for shard, row in self.places:
+            digest.update(canonical_json([self.shards[shard].visit.stem, self.shards[shard].keys[row]]).encode())
+        return digest.digest()
 
     def read(self, chunks: Sequence[Indices], *, walk: int | None) -> Iterator[tuple[Indices, Batch]]:
         """Each chunk's samples that could be loaded, with their pixels, in order; in the recipe's number of processes.

@@ -110,7 +110,7 @@ class Run:
                 raise ConfigError(f"--resume: the run in {self.folder} was another: {'; '.join(changed)}")
             set_rng_state(load_checkpoint(checkpoint, self.trainables, self.processes.rank), self.processes.device)
             self.first_step = progress.step
-            if self.processes.is_first:
+            if self.processes.is_first and self._chooses:
                 self.best = BestWeights(self.folder, progress.best)
             self.positions = progress.positions[self.processes.rank]
             self.next_worker = progress.next_workers[self.processes.rank]

@@ -60,6 +60,11 @@ class TripletReader:
             closing(open_samples(self._plan, self._image_size, self._bank, spool)) as samples,
         ):
             epoch, first, left_out, clock = start.group, start.row, +samples.counts, Stopwatch()
+            if self.mined is not None and first and self.mined.samples_sha256 != samples.sha256():
+                raise ReadError(
+                    f"{self._plan.dataset_uri}: other samples than those that the triplets of epoch {epoch} were mined "
+                    "of (a shard is missing now, or was then); bring back what is missing, or begin without --resume"
+                )
             while True:
                 clock.start()
                 if self.mined is None or first == 0:
@@ -70,7 +75,10 @@ class TripletReader:
                 for number, (loaded, batch) in enumerate(samples.read(steps, walk=epoch)):
                     if len(loaded) < len(steps[number]):
                         reasons = format_counts(batch.counts)
-                        raise ReadError(f"images that were read for mining are damaged now: {reasons}")
+                        raise ReadError(
+                            f"images that could be read when epoch {epoch} was mined cannot be now ({reasons}); mend "
+                            "them and go on with --resume, or begin without it"
+                        )
                     position = Position(0, epoch, first + number + 1)
                     yield replace(batch, position=position, counts=left_out, reader_s=batch.reader_s | clock.take())
                     left_out = Counter[str]()
@@ -84,6 +92,7 @@ class TripletReader:
         everyone = np.arange(len(samples))
         chunks = [everyone[start : start + _EMBEDDED_AT_ONCE] for start in range(0, len(samples), _EMBEDDED_AT_ONCE)]
         with self._model.evaluating():
+            # Of every modality, though one is embedded: a sample that lacks another is in no triplet.
             for loaded, batch in samples.read(chunks, walk=None):
                 counts += batch.counts
                 if len(loaded):
@@ -97,6 +106,7 @@ class TripletReader:
             seed=self._config.seed,
             epoch=epoch,
         )
+        mined = replace(mined, samples_sha256=samples.sha256())
         if not len(mined):
             raise ReadError(
                 f"mining left no triplet of {len(samples):,} samples ({format_counts(counts + mined.skipped)}); raise "
