@@ -110,8 +110,7 @@ def test_teachers_are_averaged_and_the_top_is_a_share_of_all(dataset: Path, tmp_
 def test_of_twins_one_stays(dataset: Path, tmp_path: Path) -> None:
     outcome = select(dataset, tmp_path / "first", dedup=0.999999)
     (left,) = outcome.left_out
-    found = {(e.stem, e.key): e.kept_instead for e in left.examples}
-    assert found == TWINS
+    assert {(e.stem, e.key): e.kept_instead for e in left.examples} == TWINS
     assert [e.value for e in left.examples] == pytest.approx([1, 1, 1])
     assert (outcome.largest_group, outcome.num_kept) == (3, len(names()) - 3)
     # With scores it is the one with the highest.
@@ -125,19 +124,21 @@ def test_of_twins_one_stays(dataset: Path, tmp_path: Path) -> None:
 
 def test_labels_are_the_nearest_class_and_the_surest_are_kept(dataset: Path, tmp_path: Path) -> None:
     views = matrix(dataset, "embeddings/large/image", "view_000")
-    classes = (
-        np.stack([views[7], views[25], -views[0]]) / np.linalg.norm([views[7], views[25], views[0]], axis=1)[:, None]
-    )
+    rows = np.stack([views[7], views[25], -views[0]])
+    classes = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     bank = bank_of(("seven", "twenty-five", "none"), classes, 20.0)
     logits = 20 * views @ classes.T
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     select(dataset, tmp_path / "all", bank=bank)
     labels = {name: row["label"] for name, row in rows_of(tmp_path / "all").items()}
     assert labels == dict(zip(names(), [bank.labels[i] for i in logits.argmax(1)], strict=True))
-    outcome = select(dataset, tmp_path / "surest", bank=bank, keep_confident=0.25)
     surest = np.argsort(-probabilities.max(1), kind="stable")[:15]
-    assert set(rows_of(tmp_path / "surest")) == {names()[index] for index in surest}
-    assert sum(outcome.labels.values()) == 15
+    for asked in ({"keep_confident": 0.25}, {"keep_top": 0.25}):
+        outcome = select(dataset, tmp_path / "surest", bank=bank, **asked)
+        assert set(rows_of(tmp_path / "surest")) == {names()[index] for index in surest}
+        assert sum(outcome.labels.values()) == 15
+    for scored in ({"score": "original"}, {"min_score": -1}):
+        assert select(dataset, tmp_path / "top", bank=bank, keep_top=0.25, **scored).left_out[-1].reason == "not_in_top"
 
 
 @pytest.mark.parametrize("option", ["--keep-confident", "--keep-top"])
@@ -158,6 +159,7 @@ def test_a_bank_of_the_dataset_gives_labels(dataset: Path, tmp_path: Path, optio
     assert {name: row["confidence"] for name, row in rows.items()} == pytest.approx(confidences, abs=1e-5)
     footer = json.loads(pq.read_schema(tmp_path / "s").metadata[b"reinforce"])
     assert footer["classes"] == bank.fingerprint
+    assert footer["criteria"] == {"teachers": ["small"], "keep_confident": 0.5}
 
 
 def test_the_surest_of_samples_whose_confidence_is_one(dataset: Path, tmp_path: Path) -> None:
@@ -194,9 +196,7 @@ def test_unfinished_shards_are_named_or_left_out(dataset: Path, tmp_path: Path) 
     copy = copy_of(dataset, tmp_path / "copy")
     (copy / "embeddings/large/text/original/b.parquet").unlink()
     select(copy, tmp_path / "s", dedup=0.9999)  # looks at no caption
-    with pytest.raises(
-        ConfigError, match=r"1 of 3 shards .*\(b has no embeddings/large/text/original\).*--missing skip"
-    ):
+    with pytest.raises(ConfigError, match=r"1 of 3 shards .*\(b has no .*large/text/original\).*--missing skip"):
         select(copy, tmp_path / "s", min_score=-1)
     outcome = select(copy, tmp_path / "s", min_score=-1, missing="skip")
     assert {left.reason: left.count for left in outcome.left_out} == {"missing_signal": NUM_SAMPLES, "no_score": 6}

@@ -10,6 +10,7 @@ from reinforce.cli.errors import one_line_errors
 from reinforce.config.base import ConfigError
 
 if TYPE_CHECKING:
+    from reinforce.selection import Criteria
     from reinforce.shards.banks import Bank
     from reinforce.shards.dataset import Dataset
 
@@ -50,14 +51,9 @@ def select(
         _check_choice("--score", score, ("original", "synthetic", "best"))
         _check_choice("--missing", missing, ("error", "skip"))
         _check_labels(bank, labels, templates, keep_confident)
-        if keep_top is not None and (bank or labels) and score is None and min_score is None:
-            if keep_confident is not None:
-                raise ConfigError("--keep-top, --keep-confident: without --score both are of the labels; give one")
-            keep_top, keep_confident = None, keep_top
         from reinforce.selection import Criteria, select_samples
         from reinforce.selection.criteria import parse_split
         from reinforce.selection.outcome import describe
-        from reinforce.selection.signals import choose_teachers
         from reinforce.shards.dataset import open_dataset
 
         asked: dict[str, Any] = {
@@ -76,10 +72,7 @@ def select(
         }
         criteria = Criteria(**asked)
         opened = open_dataset(dataset)
-        found = None
-        if bank is not None or labels is not None:
-            found = _bank(opened, choose_teachers(opened, criteria.teachers)[0], bank, labels, templates)
-        outcome = select_samples(opened, output, criteria, bank=found)
+        outcome = select_samples(opened, output, criteria, bank=_bank(opened, criteria, bank, labels, templates))
         print(json.dumps(outcome.to_json(), indent=2, ensure_ascii=False) if as_json else describe(outcome))
 
 
@@ -92,8 +85,16 @@ def _check_labels(bank: str | None, labels: str | None, templates: str | None, k
         raise ConfigError("--keep-confident: goes with --bank or --labels")
 
 
-def _bank(dataset: "Dataset", teacher: str, name: str | None, labels: str | None, templates: str | None) -> "Bank":
-    """The dataset's own bank of a name, or one that is made here of a file of labels."""
+def _bank(
+    dataset: "Dataset", criteria: "Criteria", name: str | None, labels: str | None, templates: str | None
+) -> "Bank | None":
+    """The dataset's own bank of a name, or one that is made here of a file of labels; None if neither is given."""
+    if name is None and labels is None:
+        return None
+    from reinforce.selection.signals import choose_teachers
+
+    criteria.with_bank()  # what cannot be asked is told before a teacher is loaded
+    teacher = choose_teachers(dataset, criteria.teachers)[0]
     if labels is None:
         from reinforce.selection import stored_bank
 

@@ -5,9 +5,9 @@ before it left.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, Self
 
 from reinforce.config import ConfigError
 
@@ -48,7 +48,7 @@ class Criteria:
     """Which captions an image is scored against; None: the original ones, if a score is needed."""
     min_score: float | None = None
     keep_top: float | None = None
-    """The share with the highest scores that is kept."""
+    """The share with the highest scores that is kept; with a bank and nothing else asked of scores see `with_bank`."""
     teachers: tuple[str, ...] = ()
     """Whose embeddings: scores are the mean over them, all else goes by the first. None named: all, by name."""
     keep_confident: float | None = None
@@ -74,6 +74,17 @@ class Criteria:
         twice = sorted({name for name in self.teachers if self.teachers.count(name) > 1})
         if twice:
             raise ConfigError(f"--teacher {twice[0]}: given twice")
+
+    def with_bank(self) -> Self:
+        """What is asked where a bank gives labels: `keep_top` is of their confidence, unless scores are asked for.
+
+        Raises `ConfigError` if two shares would be of the labels.
+        """
+        if self.keep_top is None or self.score is not None or self.min_score is not None:
+            return self
+        if self.keep_confident is not None:
+            raise ConfigError("--keep-top, --keep-confident: without --score both are of the labels; give one")
+        return replace(self, keep_top=None, keep_confident=self.keep_top)
 
     @property
     def score_source(self) -> ScoreSource | None:

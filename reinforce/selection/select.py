@@ -27,9 +27,11 @@ from reinforce.shards.schema import FORMAT_VERSION, Signal
 def select_samples(dataset: Dataset, output_uri: str, criteria: Criteria, *, bank: Bank | None = None) -> Outcome:
     """Writes the samples that meet all criteria, in the dataset's order, replacing the file.
 
-    `bank` gives every sample a label. Raises `ConfigError` if nothing is asked or nothing is kept, if a teacher or a
-    signal that is needed is not there, or if another selection is of another dataset; `FormatError` for a damaged file.
+    `bank` gives every sample a label, and `Criteria.with_bank` says what is asked then. Raises `ConfigError` if nothing
+    is asked or nothing is kept, if a teacher or a signal that is needed is not there, or if another selection is of
+    another dataset; `FormatError` for a damaged file.
     """
+    criteria = criteria.with_bank() if bank is not None else criteria
     if criteria == Criteria(teachers=criteria.teachers, missing=criteria.missing) and bank is None:
         raise ConfigError("select: nothing is asked; give --split, --min-score, --keep-top, --dedup, --within, ...")
     if criteria.keep_confident is not None and bank is None:
