@@ -37,7 +37,7 @@ def test_a_modality_is_a_suffix_or_more(tmp_path: Path) -> None:
     assert build.source.modalities == {"thermal": "ir.jpg", "depth": "depth.png"}
     assert BuildConfig.model_validate(build.model_dump(mode="json")) == build
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({"build": content}))
-    overridden = load_recipe(str(tmp_path / "r.yaml"), ["build.modalities.thermal.range=[0,1000]"]).build.modalities
+    overridden = load_recipe(str(tmp_path / "r.yaml"), ["build.modalities.thermal.range=[0,1e3]"]).build.modalities
     assert (overridden["thermal"].suffix, overridden["thermal"].range) == ("ir.jpg", (0, 1000))
 
 
@@ -82,6 +82,11 @@ def test_paths_resolve_against_the_recipe_and_hub_names_do_not(tmp_path: Path) -
             "a.range: range 'all' must be type, image or [LOW",
         ),
         ({"modalities": {"a": {"suffix": "x.png", "range": [0, math.inf]}}}, "a.range: range [0, inf] must be type"),
+        ({"modalities": {"a": {"suffix": "x.png", "range": ["nan", 1]}}}, "a.range: range ['nan', 1] must be type"),
+        ({"modalities": {"a": {"suffix": "x.png", "range": [0, 10**400]}}}, "a.range: range [0, 100000"),
+        ({"modalities": {"a": {"suffix": "x.png", "range": [False, True]}}}, "a.range: range [False, True] must be"),
+        ({"modalities": {"a": {"suffix": "x.png", "range": [-1e308, 1e308]}}}, "two numbers of at most 3e+38"),
+        ({"modalities": {"a": {"suffix": "x.png", "range": [1, 2, 3]}}}, "a.range: range [1, 2, 3] must be type"),
         ({"source": {"modalities": {"a": "x.png"}}}, "source.modalities: declare them in build.modalities instead"),
         ({"teachers": {"a": {}}}, "build.teachers.a.model: Field required"),
         ({"teachers": {"A": {"model": "x"}}}, "build.teachers.A: name 'A' must be of a-z"),

@@ -153,6 +153,9 @@ def not_a_model(folder: Path, kind: str) -> Path:
             metadata["reinforce.model"] = metadata["reinforce.model"].replace('"version": 1', '"version": 2')
         elif kind == "damaged":
             metadata["reinforce.label_embeddings"] = metadata["reinforce.label_embeddings"][:-4]
+        elif kind == "huge number":
+            card = json.loads(metadata["reinforce.model"])
+            metadata["reinforce.model"] = json.dumps(card | {"mean": [10**400, 0, 0]})
         elif kind == "other size":
             metadata = replace(colour_card(), image_size=17).to_metadata()
         elif kind == "newer IR":
@@ -173,6 +176,7 @@ def not_a_model(folder: Path, kind: str) -> Path:
         ("other", "not exported by reinforce"),
         ("version 2", "of version 2; this software reads version 1"),
         ("damaged", "its metadata is damaged"),
+        ("huge number", "its metadata is damaged (int too large to convert to float)"),
         ("other size", "does not take [batch, 3, 17, 17]"),
         ("newer opset", "written for a newer onnxruntime than"),
         ("newer IR", "written for a newer onnxruntime than"),

@@ -1,22 +1,36 @@
 """How a further modality of a sample, such as depth or a thermal image, is found in the tar and brought to 8 bits."""
 
-from math import isfinite
+from math import nan
+from reprlib import repr as shortened
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
 from reinforce.config.base import Strict
 
+_LARGEST = 3e38
+"""About what a pixel can be, a float of 32 bits: HIGH - LOW is finite, too."""
+
 
 def _check_range(given: Any) -> Any:
     if given in ("type", "image"):
         return given
-    is_pair = isinstance(given, (list, tuple)) and len(given) == 2
-    if not is_pair or not all(isinstance(bound, (int, float)) and isfinite(bound) for bound in given):
-        raise ValueError(f"range {given!r} must be type, image or [LOW, HIGH]")
-    if not given[0] < given[1]:
+    try:
+        low, high = map(_number, given if isinstance(given, (list, tuple)) else ())
+    except (ValueError, OverflowError):
+        what = f"type, image or [LOW, HIGH], two numbers of at most {_LARGEST:.0e}"
+        raise ValueError(f"range {shortened(given)} must be {what}") from None
+    if not low < high:
         raise ValueError(f"range {list(given)} must satisfy LOW < HIGH")
-    return tuple(given)
+    return low, high
+
+
+def _number(given: Any) -> float:
+    """Of a number, or of its text: YAML reads 1e4 as text. Raises ValueError or OverflowError."""
+    number = float(given) if isinstance(given, (int, float, str)) and not isinstance(given, bool) else nan
+    if not abs(number) <= _LARGEST:
+        raise ValueError("not finite, or too large")
+    return number
 
 
 ValueRange = Annotated[Literal["type", "image"] | tuple[float, float], BeforeValidator(_check_range)]

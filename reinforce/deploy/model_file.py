@@ -125,7 +125,7 @@ def reading(metadata: dict[str, str], name: str, version: int, otherwise: str) -
         yield card
     except ModelFileError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, zlib.error) as error:
         raise ModelFileError(f"its metadata is damaged ({' '.join(str(error).split())[:100]})") from None
 
 
