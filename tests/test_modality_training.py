@@ -200,6 +200,19 @@ def test_a_resumed_run_chooses_as_an_undisturbed_one(
         train(folder, tmp_path / "run", "rgb", "thermal", resume=True)
 
 
+def test_the_range_of_a_modality_alone_that_is_in_use_must_stay(folder: Path, tmp_path: Path) -> None:
+    def train_with(modality: str, value_range: Any, *, resume: bool) -> None:
+        data = {"workers": 0, "modalities": [modality], "modality_ranges": {"thermal": value_range}}
+        settings = {"data": data, "evaluation": {"choose": "last"}, "steps": 1}
+        train(folder, tmp_path / modality, resume=resume, **settings)
+
+    for modality in ("rgb", "thermal"):
+        train_with(modality, "image", resume=False)
+    train_with("rgb", [0, 100], resume=True)
+    with pytest.raises(ConfigError, match=r"--resume: .*modality_ranges"):
+        train_with("thermal", [0, 100], resume=True)
+
+
 def test_a_checkpoint_of_before_there_was_a_choice_goes_on(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     last: dict[str, Any] = {"evaluation": {"choose": "last"}, "steps": 2}

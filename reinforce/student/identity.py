@@ -13,6 +13,9 @@ FREE_FIELDS = {"evaluation", "device", "threads", "compile", "checkpoint_every",
 
 def identity(config: StudentConfig, plan: ReadPlan, bank: TakenBank | None, world_size: int) -> dict[str, Any]:
     """What must not change for a run to go on: the recipe, the data, the number of processes."""
+    data = config.data
+    heeded = {name: bounds for name, bounds in data.modality_ranges.items() if name in data.modalities}
+    config = config.model_copy(update={"data": data.model_copy(update={"modality_ranges": heeded})})
     stems = hashlib.sha256("\n".join(plan.stems).encode()).hexdigest()
     fields = config.model_dump(mode="json", exclude=FREE_FIELDS)
     if config.data.views_per_decode == 1:

@@ -141,7 +141,10 @@ def plan_reading(
 
 
 def _modalities(dataset: Dataset, data: DataConfig) -> dict[str, ModalityConfig]:
-    """The modalities besides RGB that are read, with the dataset's range or the recipe's."""
+    """The modalities besides RGB that are read, with the dataset's range or the recipe's.
+
+    A range may be of one that is not read, so that a control with fewer modalities is another `data.modalities` alone.
+    """
     found = {signal.model: document for signal, document in dataset.signals.items() if signal.kind == "modality"}
     wanted = [name for name in data.modalities if name != RGB_MODALITY]
     if wanted and isinstance(dataset, PackedDataset):
