@@ -73,17 +73,28 @@ def evaluate_models(
     results: list[Result] = []
     for name in models:
         with console.status(f"evaluating {name}"):
-            model = load_embedding_model(name, where)
-            if isinstance(prepared, RetrievalTask | CrossModalTask):
-                results.append(prepared.evaluate(model))
-                continue
-            found = bank_for(model, bank)
-            if found is not None and templates is not None:
-                raise ConfigError(f"--templates: {name} is scored by bank {found.name}, which has its own")
-            value_range = evaluated.config.range if evaluated.config else None
-            result = prepared.evaluate(model, found)
-            results.append(replace(result, modality=evaluated.name, modality_range=value_range))
+            results.append(_evaluate(name, where, prepared, evaluated, bank=bank, templates=templates))
     return results
+
+
+def _evaluate(
+    name: str,
+    where: torch.device,
+    prepared: ZeroShotTask | MultiLabelTask | RetrievalTask | CrossModalTask,
+    evaluated: EvaluatedModality,
+    *,
+    bank: str | None,
+    templates: str | None,
+) -> Result:
+    """One model, which is loaded here and gone with the return."""
+    model = load_embedding_model(name, where)
+    if isinstance(prepared, RetrievalTask | CrossModalTask):
+        return prepared.evaluate(model)
+    found = bank_for(model, bank)
+    if found is not None and templates is not None:
+        raise ConfigError(f"--templates: {name} is scored by bank {found.name}, which has its own")
+    value_range = evaluated.config.range if evaluated.config else None
+    return replace(prepared.evaluate(model, found), modality=evaluated.name, modality_range=value_range)
 
 
 def _prepare(
