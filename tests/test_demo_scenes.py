@@ -251,6 +251,7 @@ def test_depth_is_that_of_the_scene_whatever_its_colours(scenes: list[Scene]) ->
     assert np.array_equal(render_depth(painted, (60, 60)), render_depth(scene, (60, 60)))
     other = replace(scene, texture_seed=scene.texture_seed + 1)
     assert not np.array_equal(render_depth(other, (60, 60)), render_depth(scene, (60, 60)))
+    assert {render_depth(tiny, (2, 1)).shape for tiny in scenes[:20]} == {(1, 2)}
 
 
 @pytest.mark.parametrize("name", ["demo-a", "demo-b"])

@@ -63,6 +63,8 @@ def _put(thing: Thing, distances: Distances, rng: np.random.Generator) -> None:
     # One of each square of pixels: a mean would put edges where nothing is.
     part_numbers = np.asarray(canvas)[_OVERSAMPLING // 2 :: _OVERSAMPLING, _OVERSAMPLING // 2 :: _OVERSAMPLING]
     covered = part_numbers > 0
+    if not covered.any():  # in an image of a few pixels
+        return
     front = distances[covered].min() - rng.uniform(100, 500)
     distances[covered] = front - _RELIEF_MM * (part_numbers[covered] - 1.0)
 
