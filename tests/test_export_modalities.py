@@ -97,6 +97,15 @@ def test_what_disagrees_on_one_of_them_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_images_of_one_modality_are_not_copied_to_calibrate(student: Path) -> None:
+    chosen = ChosenImages({"rgb": np.full((5, 40, 40, 3), 255, np.uint8)})
+    pixels = export._calibration_images(load_student(student), chosen, 2)
+    before = pixels[:]
+    chosen.images["rgb"][2:] = 0
+    assert bool((pixels[:] < before).all())
+    assert len(pixels) == 3
+
+
 def test_images_of_a_sample_are_row_by_row_the_same_and_read_by_its_range(student: Path, shards: str) -> None:
     modalities = {"rgb": None} | load_student(student).modalities
     chosen = choose_images([shards], 40, NUM_SAMPLES, seed=1, modalities=modalities)

@@ -125,7 +125,9 @@ def _calibration_images(student: Student, chosen: ChosenImages, num_checked: int
     if not 0 < num_checked < chosen.num_samples:
         few = f"{chosen.num_samples} images, too few to calibrate and to check with"
         raise ConfigError(f"export --int8: --shards give {few}")
-    return NormalisedImages(np.concatenate([images[num_checked:] for images in chosen.images.values()]), student)
+    others = [images[num_checked:] for images in chosen.images.values()]
+    # As many bytes again, which a student of one modality need not have.
+    return NormalisedImages(np.concatenate(others) if len(others) > 1 else others[0], student)
 
 
 def check_request(output: Path, opset: int) -> None:
