@@ -61,7 +61,8 @@ def _bounds(values: Values, value_range: ValueRange) -> tuple[float, float]:
         return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if values.dtype not in (np.uint8, np.uint16):
         raise ImageError(
-            ImageFault.NOT_AN_IMAGE, f"holds {values.dtype} values; give the modality's range, [LOW, HIGH] or image"
+            ImageFault.NOT_AN_IMAGE,
+            f"holds {values.dtype} values; the recipe of build and student must give their range, [LOW, HIGH] or image",
         )
     return 0.0, float(np.iinfo(values.dtype).max)
 

@@ -113,9 +113,8 @@ def test_floats() -> None:
     data = encode(Image.fromarray(metres), "TIFF")
     assert one_channel_of(data, (0, 10)) == [[13, 57, 255], [0, 0, 0]]
     assert one_channel_of(data, "image") == [[0, 47, 255], [0, 0, 0]]
-    with pytest.raises(
-        ImageError, match=r"float32 values; give the modality's range, \[LOW, HIGH\] or image"
-    ) as raised:
+    says = r"holds float32 values; the recipe of build and student must give their range, \[LOW, HIGH\] or image"
+    with pytest.raises(ImageError, match=says) as raised:
         load_modality(data, "type", MANY)
     assert raised.value.fault == ImageFault.NOT_AN_IMAGE
     nothing = encode(Image.fromarray(np.full((1, 2), np.nan, np.float32)), "TIFF")
