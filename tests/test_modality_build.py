@@ -1,4 +1,4 @@
-"""Further modalities in a dataset: what is stored of them, that they cost no sample, how a fault is found."""
+"""Further modalities in a dataset: what is stored of them, that they cost no sample, how they are shown."""
 
 import base64
 import hashlib
@@ -6,7 +6,7 @@ import io
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from reinforce.inspection.report import write_report
 from reinforce.inspection.stats import inspect_dataset
 from reinforce.inspection.verify import verify_dataset
 from reinforce.modality import load_modality
-from reinforce.plan import BuildOutline, BuildPlan
+from reinforce.plan import BuildOutline
 from reinforce.prefetch import Prefetcher, StageTimes, missing_of
 from reinforce.sample import Embeddings
 from reinforce.shard_report import stored_report
@@ -38,52 +38,15 @@ from reinforce.shards.schema import CARD_FILE, Signal, spine_file
 from reinforce.storage import find_shards, open_store
 from reinforce.teachers import FakeTeacher, TokenizedText
 from tests.fakes import fake_plan, files_of, run
-from tests.forgery import flipped, forge_document, forge_file, with_column
-from tests.tars import Members, encode, image_bytes, pairs, write_tar
+from tests.modality_shards import MODALITIES, SOURCE, build_modalities, depth, members, plan
+from tests.tars import write_tar
 
 THERMAL, DEPTH = Signal("modality", "thermal"), Signal("modality", "depth")
-MODALITIES = {"thermal": "ir.png", "depth": {"suffix": "depth.png", "range": [200, 4000]}}
-SOURCE = {"max_pixels": 5000}
-ONE = "modalities/thermal/one.parquet"
-
-
-def depth(index: int, width: int = 30, height: int = 20) -> bytes:
-    return encode(Image.fromarray((np.arange(width * height).reshape(height, width) * (7 + index)).astype(np.uint16)))
-
-
-def members() -> Members:
-    """k0 has both, k1..k6 lack one or another: not there, empty, no image, cut off, too large; k7 has it turned.
-
-    RGB images that are dropped have modalities too, and so has a key that comes again.
-    """
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    thermal = {
-        0: image_bytes(50, 33, 22), 2: b"", 3: b"nothing", 4: image_bytes(54)[:-60], 5: image_bytes(55, 100, 51),
-        6: encode(Image.new("L", (9, 8), 3)), 7: encode(Image.new("RGB", (12, 10)), "JPEG", exif=turned),
-    }  # fmt: skip
-    found = pairs(8)
-    found += [(f"{index:05d}.ir.png", data) for index, data in thermal.items()]
-    found += [(f"{index:05d}.DEPTH.png", depth(index)) for index in range(7)]
-    found += [("bad.png", b"none"), ("bad.ir.png", image_bytes(60)), ("alone.ir.png", image_bytes(61))]
-    return [*found, ("00000.ir.png", image_bytes(62)), ("00000.swir.png", image_bytes(63))]
-
-
-def plan(changes: dict[str, Any] | None = None, teachers: Any = None) -> BuildPlan:
-    return fake_plan({"modalities": MODALITIES, "source": SOURCE} | (changes or {}), teachers=teachers)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `source` and `dataset`: shards `one`, as above, and `sub/two`, in which all is well."""
-    folder = tmp_path_factory.mktemp("modalities")
-    write_tar(folder / "source/one.tar", members())
-    write_tar(folder / "source/sub/two.tar", [*pairs(5), *((f"{i:05d}.ir.png", image_bytes(i)) for i in range(5))])
-    summary = run(plan(), folder / "source", folder / "dataset")
-    assert (summary.failed, summary.done.num_kept) == ({}, 13)
-    reasons = {"no_modality": 2 + 1 + 5, "not_an_image": 1, "corrupt_image": 1, "too_many_pixels": 1}
-    assert {reason: summary.done.nulls[reason] for reason in reasons} == reasons
-    return folder
+    return build_modalities(tmp_path_factory.mktemp("modalities"))
 
 
 @pytest.fixture
@@ -219,86 +182,6 @@ def test_inspection_counts_them(built: Path, tmp_path: Path) -> None:
     assert picture
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture[1]))))
     np.testing.assert_array_equal(shown, load_modality(depth(3), (200, 4000), 600))
-
-
-def test_a_shard_without_its_file_and_a_file_without_its_document(copy: Path) -> None:
-    (copy / "modalities/depth/sub/two.parquet").unlink()
-    (copy / "modalities/thermal/signal.json").unlink()
-    figures = inspect_dataset(str(copy))
-    assert {signal.folder: signal.missing.examples for signal in figures.signals}["modalities/depth"] == ("sub/two",)
-    assert [problem.path for problem in figures.problems if "signal.json" in problem.what] == ["modalities/thermal"]
-    whats = {fault.path: fault.what for fault in verify_dataset(str(copy)).faults}
-    assert whats["modalities/depth/sub/two.parquet"] == "is missing"
-    assert whats[ONE] == "no signal.json says what it is"
-
-
-def test_nothing_wrong_is_found_in_what_was_built(built: Path) -> None:
-    found = verify_dataset(str(built / "dataset"))
-    assert (found.faults, found.num_shards, found.num_sources) == ((), 2, 2)
-
-
-def first(table: Any, name: str, value: object) -> Any:
-    return with_column(table, name, [value, *table.column(name).to_pylist()[1:]])
-
-
-@pytest.mark.parametrize(
-    ("change", "column", "what"),
-    [
-        (lambda t: first(t, "null_reason", "bored"), "null_reason", "'bored' is none of the format"),
-        (lambda t: first(t, "null_reason", "no_modality"), "null_reason", "the spine says that the sample has it"),
-        (lambda t: first(t, "width", None), "width", "is None in a row that is not null"),
-        (lambda t: first(t, "height", 0), "height", "is 0 in a row that is not null"),
-        (lambda t: first(t, "sha256", None), "sha256", "is null in a row that is not null"),
-        (lambda t: t.take([1, 0, *range(2, len(t))]), "key", "the same rows in another order"),
-    ],
-)  # fmt: skip
-def test_a_row_that_cannot_be(copy: Path, change: Callable[[Any], Any], column: str, what: str) -> None:
-    forge_file(copy / ONE, change)
-    faults = verify_dataset(str(copy), with_source=False).faults
-    assert any((fault.path, fault.column, fault.row) == (ONE, column, 0) and what in fault.what for fault in faults)
-
-
-def test_a_modality_that_the_spine_does_not_have(copy: Path) -> None:
-    reasons = [None] * 8
-    forge_file(copy / ONE, lambda table: with_column(table, "null_reason", reasons), lambda f: f.update(nulls={}))
-    whats = [(fault.key, fault.what) for fault in verify_dataset(str(copy)).faults if fault.column == "null_reason"]
-    assert whats == [(key, "is None, and the spine says that the sample has none") for key in ("00001", "00002")]
-
-
-def test_footers_and_documents_that_lie(copy: Path) -> None:
-    forge_file(copy / ONE, change_footer=lambda footer: footer["nulls"].update(no_modality=3))
-    forge_document(copy / "modalities/depth/signal.json", lambda document: document["content"].update(suffix="d.png"))
-    forge_document(copy / "modalities/thermal/signal.json", lambda document: document["columns"].reverse())
-    faults = verify_dataset(str(copy), with_source=False).faults
-    found = {(fault.path, fault.what) for fault in faults}
-    assert (
-        "modalities/depth/signal.json",
-        "content.suffix is not that of spine.source.modalities in dataset.json",
-    ) in found
-    assert any("columns null_reason, sha256, height, width are not those of a modality" in what for _, what in found)
-    forge_document(copy / "modalities/thermal/signal.json", lambda document: document["columns"].reverse())
-    assert any("nulls is" in fault.what for fault in verify_dataset(str(copy)).faults if fault.path == ONE)
-
-
-def test_flipped_bits(copy: Path) -> None:
-    for path in (copy / "modalities").rglob("*.*"):
-        for position in range(5 * 8, 8 * path.stat().st_size, 8 * path.stat().st_size // 5):
-            with flipped(path, position):
-                faults = verify_dataset(str(copy), with_source=False).faults
-            assert str(path.relative_to(copy)) in {fault.path for fault in faults}, (path, position)
-
-
-def test_other_images_in_the_tar(built: Path, copy: Path, tmp_path: Path) -> None:
-    """Another image, and a row that says another size than the image has."""
-    shutil.copytree(built / "source", tmp_path / "source")
-    changed = [(name, image_bytes(70) if name == "00000.ir.png" else data) for name, data in members()]
-    write_tar(tmp_path / "source/one.tar", changed)
-    forge_file(copy / ONE, lambda table: with_column(table, "width", [33, None, None, None, None, None, 8, 10]))
-    faults = verify_dataset(str(copy), root=str(tmp_path / "source")).faults
-    assert {(fault.column, fault.key, fault.what) for fault in faults if fault.column} == {
-        ("modalities/thermal", "00000", "has another image than the dataset was made from"),
-        ("modalities/thermal", "00006", "is 9 x 8, in the dataset 8 x 8"),
-    }
 
 
 def test_the_card_names_it_and_its_recipe_is_one(copy: Path) -> None:
