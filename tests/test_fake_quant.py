@@ -20,7 +20,7 @@ from reinforce.student.learner import Learner, backward
 from reinforce.student.models import Student, build_student
 from reinforce.student.optimize import make_average
 from reinforce.student.triplets import TripletLoss
-from tests.test_triplets import random_batch
+from tests.triplets import random_batch
 
 MODEL = {"backbone": "test_efficientnet", "projection": "mlp", "image_size": 32, "embed_dim": 12, "text": None}
 

@@ -1,9 +1,7 @@
-"""EdgeVL's second stage: what a batch of triplets holds, the loss by hand, and a run, interrupted or not."""
+"""EdgeVL's second stage: the loss by hand, and what a batch of triplets holds. Runs: `test_triplet_runs.py`."""
 
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,47 +11,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from rich.console import Console
 
 from reinforce.config import ConfigError, LossConfig, StudentModelConfig
-from reinforce.shards.banks import Bank, bank_content, read_bank, record_bank, write_bank
+from reinforce.shards.banks import read_bank
 from reinforce.shards.dataset import open_dataset
-from reinforce.shards.schema import fingerprint
 from reinforce.storage import open_store
 from reinforce.student.batch import Batch, Position
-from reinforce.student.checkpoint import CHECKPOINT_FILE, load_triplets, read_progress
 from reinforce.student.distributed import Processes
 from reinforce.student.groups import ReadError
-from reinforce.student.journal import Journal, read_metrics
 from reinforce.student.learner import Learner, backward
 from reinforce.student.losses import StudentOutputs
-from reinforce.student.models import Student, build_student, load_student
+from reinforce.student.models import Student, build_student
 from reinforce.student.plan import plan_reading
-from reinforce.student.train import train_student
 from reinforce.student.triplet_reader import TripletReader
 from reinforce.student.triplets import TripletLoss
-from reinforce.teachers import FakeTeacher
-from tests.fakes import fake_plan, run
 from tests.s3_server import S3Server, use_test_credentials
 from tests.students import plan_of, read, recipe
 from tests.tars import image_bytes, write_tar
-
-MODEL: dict[str, Any] = {"backbone": "test_efficientnet", "image_size": 24, "embed_dim": 12, "text": None}
-SIZES = {"a": 17, "b": 16}
-NUM_NEGATIVES = 2
-
-
-def random_batch(num_rows: int) -> Batch:
-    images = torch.randint(0, 256, (num_rows, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Batch(
-        keys=[str(row) for row in range(num_rows)],
-        stems=["a"] * num_rows,
-        images=images,
-        texts={},
-        teacher_images={},
-        teacher_texts={},
-    )
-
+from tests.triplets import MODEL, NUM_NEGATIVES, SIZES, build_pairs, random_batch, settings
 
 # The loss.
 
@@ -101,49 +76,7 @@ def test_parts_give_the_gradient_of_the_whole_batch() -> None:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """33 images in two shards, each with a thermal one, a teacher, a bank."""
-    folder = tmp_path_factory.mktemp("triplets")
-    index = 0
-    for stem, size in SIZES.items():
-        images = [(f"{n}.png", image_bytes(n, 30, 30)) for n in range(index, index + size)]
-        thermal = [(f"{n}.ir.png", image_bytes(100 + n, 30, 30)) for n in range(index, index + size)]
-        write_tar(folder / "in" / f"{stem}.tar", [part for pair in zip(images, thermal, strict=True) for part in pair])
-        index += size
-    teacher = FakeTeacher("large", dim=12, image_size=24)
-    config = {
-        "views": {"count": 3},
-        "source": {"captions": [], "max_captions": 0},
-        "modalities": {"thermal": "ir.png"},
-    }
-    assert not run(fake_plan(config, teachers=[teacher], captioners=[]), folder / "in", folder / "data").failed
-    save_bank(folder / "data", teacher)
-    return folder / "data"
-
-
-def save_bank(dataset: Path, teacher: FakeTeacher) -> None:
-    """Three labels, by which the teacher's clean views differ: each near to some of them."""
-    opened = open_dataset(str(dataset))
-    rows = opened.numpy("embeddings/large/image", "a", "view_000").astype(np.float32)
-    labels = rows[[0, 5, 9]] - rows.mean(axis=0)
-    content = bank_content(("cat", "sky", "dog"), ("{}",))
-    record_bank(opened.store, "things", content, num_duplicates=0)
-    bank = Bank(
-        name="things",
-        teacher="large",
-        labels=("cat", "sky", "dog"),
-        templates=("{}",),
-        embeddings=labels / np.linalg.norm(labels, axis=1, keepdims=True),
-        logit_scale=10.0,
-        logit_bias=None,
-        weights_sha256=teacher.text_content()["weights_sha256"],
-        fingerprint=fingerprint(content),
-    )
-    write_bank(opened.store, bank, content=content, num_truncated_texts=0)
-
-
-def settings(**student: Any) -> dict[str, Any]:
-    defaults = {"model": MODEL, "loss": {"kind": "triplet", "bank": "things", "num_negatives": NUM_NEGATIVES}}
-    return defaults | {"batch_size": 5, "data": {"workers": 0}} | student
+    return build_pairs(tmp_path_factory.mktemp("triplets"))
 
 
 def batches(
@@ -230,7 +163,9 @@ def test_a_bucket_gives_the_same_batches(dataset: Path, server: S3Server, monkey
             client.upload_file(str(path), "triplets", str(path.relative_to(dataset.parent)))
     uri, root = (f"s3://triplets/{folder}?endpoint_url={server.endpoint}" for folder in ("data", "in"))
     stream = batches(uri, root=root, data={"workers": 1})
-    for near, far in zip(islice(batches(dataset), 6), stream, strict=False):
+    own, theirs = list(islice(batches(dataset), 6)), list(islice(stream, 6))
+    assert len(own) == 6
+    for near, far in zip(own, theirs, strict=True):
         assert near.keys == far.keys
         assert torch.equal(near.images, far.images)
     stream.close()  # type: ignore[attr-defined]
@@ -285,78 +220,3 @@ def test_what_does_not_go_with_triplets_is_refused(dataset: Path) -> None:
         batches(dataset, data={"views_per_decode": 2})
     with pytest.raises(ReadError, match=r"mining left no triplet of 33 samples \(.*\); raise student.loss.margin"):
         next(batches(dataset, loss={"kind": "triplet", "bank": "things", "margin": 1e-9}))
-
-
-# A run.
-
-
-def train(dataset: Path, output: Path, *, resume: bool = False, **student: Any) -> None:
-    with open(os.devnull, "w") as nowhere:
-        train_student(str(dataset), output, recipe(**settings(**student)), resume=resume, console=Console(file=nowhere))
-
-
-@contextmanager
-def stopping_at(step_to_stop: int) -> Iterator[None]:
-    original = Journal.train
-
-    def stop(self: Journal, step: int, *figures: Any) -> None:
-        original(self, step, *figures)
-        if step == step_to_stop:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Journal, "train", stop)
-        yield
-
-
-@pytest.mark.parametrize(
-    ("student", "checkpoint_every"),
-    [
-        ({"quantization": "int8", "optimizer": {"warmup_steps": 2, "ema": 0.9}}, 6),
-        ({}, 4),
-    ],
-    ids=["rounded, in the middle of an epoch", "at the end of one"],
-)
-def test_a_resumed_run_is_an_undisturbed_one(
-    dataset: Path, tmp_path: Path, student: dict[str, Any], checkpoint_every: int
-) -> None:
-    train(dataset, tmp_path / "whole", steps=9, **student)
-    with stopping_at(7), pytest.raises(KeyboardInterrupt):
-        train(dataset, tmp_path / "stopped", steps=9, checkpoint_every=checkpoint_every, **student)
-    checkpoint = tmp_path / "stopped" / CHECKPOINT_FILE
-    assert read_progress(checkpoint).step == checkpoint_every
-    mined = load_triplets(checkpoint)
-    assert mined is not None
-    row = read_progress(checkpoint).positions[0][0].row
-    assert (row == -(-len(mined) // 5)) == (checkpoint_every == 4)
-    train(dataset, tmp_path / "stopped", steps=9, checkpoint_every=checkpoint_every, resume=True, **student)
-    runs = [tmp_path / name for name in ("whole", "stopped")]
-    whole, resumed = ([row["loss"] for row in read_metrics(folder)] for folder in runs)
-    assert whole == resumed
-    weights, others = (load_student(folder / "student").model.state_dict() for folder in runs)
-    assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
-    assert not any("rounding" in name or "parametrizations" in name for name in weights)
-
-
-def test_evaluation_while_training_sees_the_rounded_network_and_the_best_is_saved_in_full(
-    dataset: Path, tmp_path: Path
-) -> None:
-    members = [part for n in range(12) for part in ((f"{n}.png", image_bytes(n)), (f"{n}.cls", str(n % 3).encode()))]
-    write_tar(tmp_path / "test" / "t.tar", members)
-    (tmp_path / "test" / "classnames.txt").write_text("cat\nsky\ndog\n")
-    seen: list[bool] = []
-    original = torch.fake_quantize_per_tensor_affine
-
-    def noting(*arguments: Any) -> torch.Tensor:
-        seen.append(torch.is_grad_enabled())
-        return original(*arguments)
-
-    evaluation = {"shards": [str(tmp_path / "test")], "every_steps": 2, "choose": "best"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "fake_quantize_per_tensor_affine", noting)
-        train(dataset, tmp_path / "run", steps=2, quantization="int8", evaluation=evaluation)
-    rows = read_metrics(tmp_path / "run")
-    assert [row["kind"] for row in rows] == ["train", "train", "evaluation"]
-    assert not seen[-1]
-    assert any(seen)
-    assert not any("rounding" in name for name in load_student(tmp_path / "run/student").model.state_dict())

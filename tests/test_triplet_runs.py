@@ -1,0 +1,96 @@
+"""Runs of EdgeVL's second stage, interrupted or not, with layers rounded or not."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from reinforce.student.checkpoint import CHECKPOINT_FILE, load_triplets, read_progress
+from reinforce.student.journal import Journal, read_metrics
+from reinforce.student.models import load_student
+from reinforce.student.train import train_student
+from tests.students import recipe
+from tests.tars import image_bytes, write_tar
+from tests.triplets import build_pairs, settings
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_pairs(tmp_path_factory.mktemp("triplets"))
+
+
+def train(dataset: Path, output: Path, *, resume: bool = False, **student: Any) -> None:
+    with open(os.devnull, "w") as nowhere:
+        train_student(str(dataset), output, recipe(**settings(**student)), resume=resume, console=Console(file=nowhere))
+
+
+@contextmanager
+def stopping_at(step_to_stop: int) -> Iterator[None]:
+    original = Journal.train
+
+    def stop(self: Journal, step: int, *figures: Any) -> None:
+        original(self, step, *figures)
+        if step == step_to_stop:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "train", stop)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("student", "checkpoint_every"),
+    [
+        ({"quantization": "int8", "optimizer": {"warmup_steps": 2, "ema": 0.9}}, 6),
+        ({}, 4),
+    ],
+    ids=["rounded, in the middle of an epoch", "at the end of one"],
+)
+def test_a_resumed_run_is_an_undisturbed_one(
+    dataset: Path, tmp_path: Path, student: dict[str, Any], checkpoint_every: int
+) -> None:
+    train(dataset, tmp_path / "whole", steps=9, **student)
+    with stopping_at(7), pytest.raises(KeyboardInterrupt):
+        train(dataset, tmp_path / "stopped", steps=9, checkpoint_every=checkpoint_every, **student)
+    checkpoint = tmp_path / "stopped" / CHECKPOINT_FILE
+    assert read_progress(checkpoint).step == checkpoint_every
+    mined = load_triplets(checkpoint)
+    assert mined is not None
+    row = read_progress(checkpoint).positions[0][0].row
+    assert (row == -(-len(mined) // 5)) == (checkpoint_every == 4)
+    train(dataset, tmp_path / "stopped", steps=9, checkpoint_every=checkpoint_every, resume=True, **student)
+    runs = [tmp_path / name for name in ("whole", "stopped")]
+    whole, resumed = ([row["loss"] for row in read_metrics(folder)] for folder in runs)
+    assert whole == resumed
+    weights, others = (load_student(folder / "student").model.state_dict() for folder in runs)
+    assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
+    assert not any("rounding" in name or "parametrizations" in name for name in weights)
+
+
+def test_evaluation_while_training_sees_the_rounded_network_and_the_best_is_saved_in_full(
+    dataset: Path, tmp_path: Path
+) -> None:
+    members = [part for n in range(12) for part in ((f"{n}.png", image_bytes(n)), (f"{n}.cls", str(n % 3).encode()))]
+    write_tar(tmp_path / "test" / "t.tar", members)
+    (tmp_path / "test" / "classnames.txt").write_text("cat\nsky\ndog\n")
+    seen: list[bool] = []
+    original = torch.fake_quantize_per_tensor_affine
+
+    def noting(*arguments: Any) -> torch.Tensor:
+        seen.append(torch.is_grad_enabled())
+        return original(*arguments)
+
+    evaluation = {"shards": [str(tmp_path / "test")], "every_steps": 2, "choose": "best"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "fake_quantize_per_tensor_affine", noting)
+        train(dataset, tmp_path / "run", steps=2, quantization="int8", evaluation=evaluation)
+    rows = read_metrics(tmp_path / "run")
+    assert [row["kind"] for row in rows] == ["train", "train", "evaluation"]
+    assert not seen[-1]
+    assert any(seen)
+    assert not any("rounding" in name for name in load_student(tmp_path / "run/student").model.state_dict())
