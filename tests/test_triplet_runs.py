@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from reinforce.student.checkpoint import CHECKPOINT_FILE, load_triplets, read_progress
+from reinforce.student.groups import ReadError
 from reinforce.student.journal import Journal, read_metrics
 from reinforce.student.models import load_student
 from reinforce.student.train import train_student
@@ -70,6 +71,20 @@ def test_a_resumed_run_is_an_undisturbed_one(
     weights, others = (load_student(folder / "student").model.state_dict() for folder in runs)
     assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
     assert not any("rounding" in name or "parametrizations" in name for name in weights)
+
+
+def test_triplets_are_not_taken_for_those_of_other_samples(dataset: Path, tmp_path: Path) -> None:
+    """A shard that was away when they were mined is back: their indices would be other samples'."""
+    tar, away = dataset.parent / "in" / "a.tar", tmp_path / "a.tar"
+    options: dict[str, Any] = {"steps": 9, "checkpoint_every": 2, "data": {"workers": 0, "missing": "skip"}}
+    tar.rename(away)
+    try:
+        with stopping_at(3), pytest.raises(KeyboardInterrupt):
+            train(dataset, tmp_path / "run", **options)
+    finally:
+        away.rename(tar)
+    with pytest.raises(ReadError, match="other samples than those that the triplets of epoch"):
+        train(dataset, tmp_path / "run", resume=True, **options)
 
 
 def test_evaluation_while_training_sees_the_rounded_network_and_the_best_is_saved_in_full(
