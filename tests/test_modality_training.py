@@ -173,6 +173,21 @@ def test_one_modality_alone(folder: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("best-*"))
 
 
+def test_evaluation_shards_that_do_not_serve_are_refused_before_the_first_step(folder: Path, tmp_path: Path) -> None:
+    members = [(f"{number}.png", image_bytes(number)) for number in range(3)]
+    write_tar(tmp_path / "bare/a.tar", members)
+    write_tar(tmp_path / "labelled/a.tar", [*members, *((f"{number}.cls", b"0") for number in range(3))])
+    reasons = {
+        "labelled": r"no sample of .*labelled has a thermal image \(\.ir\.png\); name shards that have them",
+        "bare": r"no rgb image of .*bare can be used \(missing_label 3\); name others",
+    }
+    for name, reason in reasons.items():
+        (tmp_path / name / "classnames.txt").write_text("cat\ndog\nsky\n")
+        with pytest.raises(ConfigError, match=rf"student\.evaluation\.shards: {reason}"):
+            train(folder, tmp_path / "run", "rgb", "thermal", evaluation={"shards": [str(tmp_path / name)]})
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("last_step", [9, 13])
 def test_a_resumed_run_chooses_as_an_undisturbed_one(
     folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_step: int

@@ -1,15 +1,21 @@
 """How good a student is while it is trained: zero-shot classification by its own texts, or by a bank of its teacher."""
 
+from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 
 from reinforce.config import ConfigError, ModalityConfig, StudentConfig
 from reinforce.evaluation import EmbeddingModel, ZeroShotResult, ZeroShotTask
-from reinforce.evaluation.images import CACHE_BYTES
-from reinforce.sample import RGB_MODALITY
+from reinforce.evaluation.images import CACHE_BYTES, Example, ShardImages
+from reinforce.formatting import format_counts
+from reinforce.sample import RGB_MODALITY, DropReason, NullReason
 from reinforce.shards.banks import Bank
 from reinforce.student.models import Student
+
+_SIZE_OF_CHECK = 8
+"""Pixels: images are looked at, not kept."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ def prepare_examination(
 ) -> Examination | None:
     """None if the recipe asks for none; `bank` is what it names, `modalities` those besides RGB.
 
-    Raises `ConfigError`.
+    Raises `ConfigError`, also if a modality has no image that can be used: a run would end at its first evaluation.
     """
     evaluation = config.evaluation
     if evaluation is None:
@@ -62,7 +68,29 @@ def prepare_examination(
     }
     if bank is not None:
         tasks[names[0]].check(bank)
+    for name, task in tasks.items():
+        _check_images(task.images, name, modalities.get(name))
     return Examination(tasks, bank)
+
+
+def _check_images(images: ShardImages, name: str, modality: ModalityConfig | None) -> None:
+    """Looks for the first image that can be used; raises `ConfigError` if there is none."""
+    reasons = Counter[str]()
+    with closing(images.examples(_SIZE_OF_CHECK)) as examples:
+        for example in examples:
+            if isinstance(example, Example):
+                return
+            reasons[example.reason] += 1
+    if reasons.keys() == {DropReason.NOT_SELECTED}:
+        raise ConfigError(f"student.evaluation.select: none of its keys is in the shards of {images.root}")
+    reasons.pop(DropReason.NOT_SELECTED, None)
+    if modality is not None and reasons.keys() == {NullReason.NO_MODALITY}:
+        raise ConfigError(
+            f"student.evaluation.shards: no sample of {images.root} has a {name} image (.{modality.suffix}); name "
+            "shards that have them"
+        )
+    why = format_counts(reasons) or "they hold no sample"
+    raise ConfigError(f"student.evaluation.shards: no {name} image of {images.root} can be used ({why}); name others")
 
 
 def embedding_model(student: Student, device: torch.device) -> EmbeddingModel:
