@@ -1,7 +1,7 @@
 """EdgeVL's second stage: the loss by hand, and what a batch of triplets holds. Runs: `test_triplet_runs.py`."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from reinforce.config import ConfigError, LossConfig, StudentModelConfig
+from reinforce.pseudo_labels import pseudo_labels
 from reinforce.shards.banks import read_bank
 from reinforce.shards.dataset import open_dataset
 from reinforce.storage import open_store
@@ -194,10 +195,31 @@ def test_mining_is_of_the_student_as_it_is_in_evaluation_and_leaves_it_training(
     stream.close()  # type: ignore[attr-defined]
 
 
+def write_selection(file: Path, numbers: Iterable[int]) -> str:
+    """Selects images of shard a by their numbers."""
+    keys = [str(number) for number in numbers]
+    pq.write_table(pa.table({"stem": ["a"] * len(keys), "key": keys}), file)
+    return str(file)
+
+
+def test_where_no_margin_helps_the_reason_is_told(dataset: Path, tmp_path: Path) -> None:
+    bank = read_bank(open_store(str(dataset)).uri_of("banks/things"), "large")
+    labels, _ = pseudo_labels(open_dataset(str(dataset)).numpy("embeddings/large/image", "a", "view_000"), bank)
+    of_one = np.flatnonzero(labels == labels[0])
+    assert 2 < len(of_one) < SIZES["a"]
+    other = np.flatnonzero(labels != labels[0])[0]
+    reasons = {
+        f"all have the label {bank.labels[labels[0]]} .*; select samples of at least two labels": of_one.tolist(),
+        r"no label has two of them \(no_positive 2\); select more": [0, other],
+    }
+    for reason, numbers in reasons.items():
+        select = write_selection(tmp_path / "select.parquet", numbers)
+        with pytest.raises(ReadError, match=rf"mining left no triplet of {len(numbers)} samples: {reason}$"):
+            next(batches(dataset, select=select, loss={"kind": "triplet", "bank": "things", "margin": 2.0}))
+
+
 def test_only_selected_samples_are_in_triplets_and_damaged_ones_are_counted(dataset: Path, tmp_path: Path) -> None:
-    chosen = [("a", str(n)) for n in range(12)]
-    table = pa.table({"stem": [stem for stem, _ in chosen], "key": [key for _, key in chosen]})
-    pq.write_table(table, tmp_path / "select.parquet")
+    write_selection(tmp_path / "select.parquet", range(12))
     copy = shutil.copytree(dataset.parent, tmp_path / "copy") / "data"
     members = [(f"{n}.png", image_bytes(n + (n == 3), 30, 30)) for n in range(17)]
     write_tar(copy.parent / "in" / "a.tar", members)
@@ -218,5 +240,5 @@ def test_what_does_not_go_with_triplets_is_refused(dataset: Path) -> None:
         batches(dataset, world_size=2)
     with pytest.raises(ValueError, match="decodes an image for every view; leave it at 1"):
         batches(dataset, data={"views_per_decode": 2})
-    with pytest.raises(ReadError, match=r"mining left no triplet of 33 samples \(.*\); raise student.loss.margin"):
+    with pytest.raises(ReadError, match=r"mining left no triplet of 33 samples: .*; raise student.loss.margin"):
         next(batches(dataset, loss={"kind": "triplet", "bank": "things", "margin": 1e-9}))

@@ -108,10 +108,9 @@ class TripletReader:
         )
         mined = replace(mined, samples_sha256=samples.sha256())
         if not len(mined):
-            raise ReadError(
-                f"mining left no triplet of {len(samples):,} samples ({format_counts(counts + mined.skipped)}); raise "
-                f"student.loss.margin (now {loss.margin:g}), or start from a student that tells labels apart"
-            )
+            names = [self._bank.labels[label] for label in np.unique(labels[labels >= 0])]
+            reason = _why_none(names, counts, mined.skipped, loss.margin)
+            raise ReadError(f"mining left no triplet of {len(samples):,} samples: {reason}")
         return mined, counts
 
     def _num_steps(self, mined: Triplets) -> int:
@@ -127,3 +126,17 @@ class TripletReader:
 def _rows(mined: Triplets, chosen: Int64[np.ndarray, " anchors"]) -> Indices:
     negatives = mined.negatives[chosen].T.reshape(-1)
     return np.concatenate([mined.anchors[chosen], mined.positives[chosen], negatives])
+
+
+def _why_none(labels: list[str], not_loaded: Counter[str], skipped: Counter[str], margin: float) -> str:
+    """Why there is no triplet of samples of these labels, and what to do; a larger margin makes none of one label."""
+    if not labels:
+        return f"none could be loaded ({format_counts(not_loaded)})"
+    reasons = f"({format_counts(not_loaded + skipped)})"
+    if len(labels) == 1:
+        return f"all have the label {labels[0]} {reasons}; select samples of at least two labels"
+    if skipped.keys() == {"no_positive"}:
+        return f"no label has two of them {reasons}; select more"
+    return (
+        f"{reasons[1:-1]}; raise student.loss.margin (now {margin:g}), or start from a student that tells labels apart"
+    )
