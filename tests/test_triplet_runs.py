@@ -1,8 +1,8 @@
 """Runs of EdgeVL's second stage, interrupted or not, with layers rounded or not."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from reinforce.student.models import load_student
 from reinforce.student.train import train_student
 from tests.students import recipe
 from tests.tars import image_bytes, write_tar
-from tests.triplets import build_pairs, settings
+from tests.triplets import MODEL, build_pairs, settings
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_pairs(tmp_path_factory.mktemp("triplets"))
 
 
-def train(dataset: Path, output: Path, *, resume: bool = False, **student: Any) -> None:
-    with open(os.devnull, "w") as nowhere:
-        train_student(str(dataset), output, recipe(**settings(**student)), resume=resume, console=Console(file=nowhere))
+def train(dataset: Path, output: Path, *, resume: bool = False, **student: Any) -> list[str]:
+    """The lines it prints."""
+    screen = StringIO()
+    console = Console(file=screen, width=1000)
+    train_student(str(dataset), output, recipe(**settings(**student)), resume=resume, console=console)
+    return screen.getvalue().splitlines()
 
 
 @contextmanager
@@ -71,6 +74,14 @@ def test_a_resumed_run_is_an_undisturbed_one(
     weights, others = (load_student(folder / "student").model.state_dict() for folder in runs)
     assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
     assert not any("rounding" in name or "parametrizations" in name for name in weights)
+
+
+def test_a_student_with_random_weights_is_told(dataset: Path, tmp_path: Path) -> None:
+    """What the second stage is for is a student of the first."""
+    said = "triplets of a student with random weights: student.model.checkpoint names one of stage 1"
+    assert said in train(dataset, tmp_path / "random", steps=1)
+    stage_1 = tmp_path / "random/student/open_clip_model.safetensors"
+    assert said not in train(dataset, tmp_path / "trained", steps=1, model=MODEL | {"checkpoint": str(stage_1)})
 
 
 def test_triplets_are_not_taken_for_those_of_other_samples(dataset: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from reinforce.config import ConfigError, DataConfig
+from reinforce.config import ConfigError, DataConfig, StudentConfig
 from reinforce.formatting import format_counts
 from reinforce.sample import Pixels
 from reinforce.storage import accept, accepted, open_spool
@@ -119,6 +119,18 @@ def check_batch_size(batch_size: int, data: DataConfig) -> None:
             f"student.batch_size: {batch_size} in a process does not divide by student.data.views_per_decode "
             f"{data.views_per_decode}, as views_placement together needs"
         )
+
+
+def local_batch_size(config: StudentConfig, world_size: int) -> int:
+    """Rows of a batch in each of so many processes; raises `ConfigError` for a batch that cannot be shared out."""
+    size, rest = divmod(config.batch_size, world_size * config.accumulate)
+    if rest:
+        raise ConfigError(
+            f"student.batch_size: {config.batch_size} does not divide by {world_size} processes x "
+            f"student.accumulate {config.accumulate}"
+        )
+    check_batch_size(size * config.accumulate, config.data)
+    return size * config.accumulate
 
 
 @dataclass(slots=True)

@@ -36,7 +36,7 @@ from reinforce.student.models import Student, build_student
 from reinforce.student.objective import initial_logit_scale, make_loss
 from reinforce.student.optimize import learning_rate, make_average, make_optimizer
 from reinforce.student.plan import ReadPlan
-from reinforce.student.reader import Placement, ReinforcedDataset, check_batch_size
+from reinforce.student.reader import Placement, ReinforcedDataset, local_batch_size
 from reinforce.student.taken_bank import banks_of
 from reinforce.student.tokenizer import StudentTokenizer
 from reinforce.student.triplet_reader import TripletReader
@@ -54,8 +54,7 @@ class Run:
         self.plan = plan
         self.folder = folder
         self.processes = processes
-        self.local_batch_size = _local_batch_size(config, processes.world_size)
-        check_batch_size(self.local_batch_size, config.data)
+        self.local_batch_size = local_batch_size(config, processes.world_size)
         self.num_samples = plan.count_samples()
         self.num_steps = config.steps or max(1, round((config.epochs or 0) * self.num_samples / config.batch_size))
         self.bank, examined_by = banks_of(config, plan)
@@ -283,14 +282,6 @@ class Run:
         ]
         if self.plan.num_skipped_shards:
             lines.append(f"{self.plan.num_skipped_shards:,} unfinished shards are left out")
+        if self.triplets is not None and self.config.model.checkpoint is None and not self.first_step:
+            lines.append("triplets of a student with random weights: student.model.checkpoint names one of stage 1")
         return lines + ([f"going on from step {self.first_step:,}"] if self.first_step else [])
-
-
-def _local_batch_size(config: StudentConfig, world_size: int) -> int:
-    size, rest = divmod(config.batch_size, world_size * config.accumulate)
-    if rest:
-        raise ConfigError(
-            f"student.batch_size: {config.batch_size} does not divide by {world_size} processes x "
-            f"student.accumulate {config.accumulate}"
-        )
-    return size * config.accumulate
