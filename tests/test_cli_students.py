@@ -153,7 +153,8 @@ def test_ctrl_c_and_resume(workspace: Path, tmp_path: Path, workers: int) -> Non
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors, errors
-    assert errors.strip().endswith("interrupted; run it again with --resume to go on from the last checkpoint")
+    advice = "run it again with --resume: it goes on from the last checkpoint, if there is one"
+    assert errors.strip().endswith(f"interrupted; {advice}")
 
 
 def test_a_full_disk(workspace: Path, small_disk: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,15 @@ def test_what_is_there_is_not_overwritten(dataset: Path, tmp_path: Path) -> None
 
 
 def test_resume_without_a_checkpoint_begins(dataset: Path, tmp_path: Path) -> None:
-    assert train(dataset, tmp_path / "run", steps=2, resume=True).num_steps_before == 0
+    def begin_or_go_on() -> tuple[int, bool]:
+        screen, output = StringIO(), tmp_path / "run"
+        summary = train_student(str(dataset), output, recipe(steps=2), resume=True, console=Console(file=screen))
+        return summary.num_steps_before, f"no checkpoint in {output} yet: begins anew" in screen.getvalue()
+
+    assert begin_or_go_on() == (0, True)
+    (tmp_path / "run" / CHECKPOINT_FILE).unlink()
+    assert begin_or_go_on() == (0, True)
+    assert begin_or_go_on() == (2, False)
 
 
 def test_a_killed_run_goes_on(dataset: Path, tmp_path: Path) -> None:

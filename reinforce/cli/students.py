@@ -28,7 +28,7 @@ def train_student(
     num_workers: Annotated[int | None, typer.Option(min=1, help="With --ray: processes; default: its GPUs.")] = None,
 ) -> None:
     """Train a student from stored signals, with no teacher. Under torchrun, or with --ray: one process a GPU."""
-    with one_line_errors("run it again with --resume to go on from the last checkpoint"):
+    with one_line_errors("run it again with --resume: it goes on from the last checkpoint, if there is one"):
         from reinforce.config import load_recipe
 
         parsed = load_recipe(recipe, overrides)
