@@ -154,7 +154,8 @@ def _modalities(dataset: Dataset, data: DataConfig) -> dict[str, ModalityConfig]
         if unknown is not None:
             has = _names({**found, RGB_MODALITY: None} if option == "modalities" else found)
             raise ConfigError(
-                f"student.data.{option}: the dataset has no {unknown!r}; it has {has} (build.modalities adds one)"
+                f"student.data.{option}: the dataset has no {unknown!r}; it has {has} (a dataset keeps the modalities "
+                "it was begun with)"
             )
     return {
         name: ModalityConfig(
