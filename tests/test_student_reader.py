@@ -387,7 +387,9 @@ def test_signals_of_another_source_are_refused(dataset: Path, tmp_path: Path) ->
     other = write_source(tmp_path / "other", offset=50)
     with pytest.raises(ReadError, match=r"is not the one the signals were made from .* Give --root"):
         list(read(plan_of(dataset, root=str(other)), epochs=1))
-    with pytest.raises(ReadError, match="not one usable sample in 6 shards: image_mismatch"):
+    with pytest.raises(
+        ReadError, match=r"not one usable sample in 6 visits to shards \(the run has 3\): image_mismatch"
+    ):
         list(read(plan_of(dataset, root=str(other), damaged="skip"), epochs=9))
 
 
@@ -497,7 +499,9 @@ def test_nothing_usable_is_told_at_once(dataset: Path, tmp_path: Path) -> None:
     stems = [key.rpartition("-")[0] for key in keys]
     pq.write_table(pa.table({"stem": stems, "key": keys}), tmp_path / "s.parquet")
     plan = plan_of(dataset, select=str(tmp_path / "s.parquet"))
-    with pytest.raises(ReadError, match=r"not one usable sample in 4 shards: .*no_original_caption 4"):
+    with pytest.raises(
+        ReadError, match=r"not one usable sample in 4 visits to shards \(the run has 2\): .*no_original_caption 4"
+    ):
         next(iter(read(plan)))
 
 

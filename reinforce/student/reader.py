@@ -205,8 +205,8 @@ class _Stream:
             num_idle_visits = 0 if num_loaded or first else num_idle_visits + self.plan.data.open_shards
             if num_idle_visits >= min(2 * len(self.plan.stems), _MOST_IDLE_VISITS):
                 raise ReadError(
-                    f"{self.plan.dataset_uri}: not one usable sample in {num_idle_visits} shards: "
-                    f"{format_counts(self.counts) or 'they keep none'}"
+                    f"{self.plan.dataset_uri}: not one usable sample in {num_idle_visits} visits to shards (the run "
+                    f"has {len(self.plan.stems):,}): {format_counts(self.counts) or 'they keep none'}"
                 )
             self.clock.start()
 
