@@ -490,7 +490,7 @@ def test_a_worker_s_error_is_one_line(own_dataset: Path) -> None:
 
 
 def test_a_sample_that_cannot_be_used_is_an_error_on_request(dataset: Path) -> None:
-    with pytest.raises(ReadError, match="no_original_caption"):
+    with pytest.raises(ReadError, match=r"no_original_caption; to go on without it: --set student.data.unusable=skip$"):
         list(read(plan_of(dataset, unusable="error"), epochs=1))
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from reinforce.replay import ImageMismatchError
 from reinforce.sample import Drop, Pixels
 from reinforce.student.groups import ReadError
-from reinforce.student.shard import VisitedShard
+from reinforce.student.shard import HOW_TO_SKIP, VisitedShard
 from reinforce.student.stopwatch import Stopwatch
 
 
@@ -30,6 +30,8 @@ def load_or_count(
     if not isinstance(pixels, Drop):
         return pixels
     if plan.data.unusable == "error":
-        raise ReadError(f"shard {shard.visit.stem}: sample {shard.keys[row]}: {pixels.reason} ({pixels.detail})")
+        raise ReadError(
+            f"shard {shard.visit.stem}: sample {shard.keys[row]}: {pixels.reason} ({pixels.detail}); {HOW_TO_SKIP}"
+        )
     counts[pixels.reason] += len(shard.readings)
     return None

@@ -29,6 +29,7 @@ from reinforce.student.readings import Reading, SignalReader, take_readings
 from reinforce.student.stopwatch import Stopwatch
 from reinforce.views.render import render, render_modality
 
+HOW_TO_SKIP = "to go on without it: --set student.data.unusable=skip"
 _SPINE_COLUMNS = ["key", "captions", "image_width", "image_height", "image_sha256", "view_seed", "drop_reason"]
 
 
@@ -172,7 +173,7 @@ def usable_rows(
     for reason, applies in reasons:
         hit = is_left & applies
         if hit.any() and reason != "not_selected" and plan.data.unusable == "error":
-            raise UnusableSampleError(f"shard {stem}: sample {keys[int(hit.argmax())]}: {reason}")
+            raise UnusableSampleError(f"shard {stem}: sample {keys[int(hit.argmax())]}: {reason}; {HOW_TO_SKIP}")
         counts[reason] += int(hit.sum()) * len(readings)
         is_left &= ~applies
     return np.flatnonzero(is_left), +counts
