@@ -342,7 +342,9 @@ def test_a_meter_says_what_the_limit_is(is_waiting: bool, reader_s: dict[str, fl
         meter.add({"loss": torch.tensor(1.0)}, batch)
         figures = meter.figures()
     assert figures["reader_ms"].keys() == reader_s.keys()
-    assert re.search(expected, meter.limit(DataConfig(workers=3, views_per_decode=2)))
+    data = DataConfig(workers=3, views_per_decode=2)
+    assert re.search(expected, meter.limit(data))
+    assert "views_per_decode" not in meter.limit(data, may_share_decoding=False)
 
 
 def test_an_image_tower_alone_learns_its_teacher_s_space(dataset: Path, tmp_path: Path) -> None:

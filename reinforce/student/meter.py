@@ -56,9 +56,10 @@ class Meter:
         self._since_s, self._recent, self._sums = now_s, _Time(), {}
         return figures
 
-    def limit(self, data: DataConfig) -> str:
+    def limit(self, data: DataConfig, *, may_share_decoding: bool = True) -> str:
         """A line on what the run was limited by, and what of `data` would change that, once figures were asked for.
 
+        `may_share_decoding`: whether the run's loss allows `views_per_decode`.
         The wait for the first batch is left out: it is that for the first shards, however long the run is.
         """
         run = self._before
@@ -74,7 +75,8 @@ class Meter:
             cores = len(os.sched_getaffinity(0))
             line += f"the readers are the limit; raise student.data.workers (now {data.workers}, of {cores} cores)"
             if run.reader_s["read"] + run.reader_s["decode"] > sum(run.reader_s.values()) / 2:
-                line += f" or views_per_decode (now {data.views_per_decode}), or use smaller images"
+                line += f" or views_per_decode (now {data.views_per_decode})," if may_share_decoding else ""
+                line += " or use smaller images"
         split = ", ".join(f"{part} {ms:.2f}" for part, ms in run.reader_ms.items())
         return f"{line}. A sample takes a reader {total_ms:.2f} ms: {split}"
 

@@ -155,7 +155,7 @@ class Run:
                     self._check_finite(step, float(terms["loss"].detach()) + float(gradient_norm))
                     self._save(step)
         if journal is not None:
-            journal.line(meter.limit(self.config.data))
+            journal.line(meter.limit(self.config.data, may_share_decoding=self.triplets is None))
             if self._chooses and self.best.kept is not None:
                 best = self.best.kept
                 journal.line(f"the best evaluation is that of step {best.step:,}, top1 {best.figures['top1']:.3f}")
