@@ -78,6 +78,8 @@ def evaluate(
 
         if task not in ("zeroshot", "retrieval"):
             raise ConfigError(f"--task {task}: must be zeroshot or retrieval")
+        if per_class and task != "zeroshot":
+            raise ConfigError("--per-class: goes with --task zeroshot; retrieval has no classes")
         results = evaluate_models(
             models,
             dataset,
