@@ -56,5 +56,5 @@ def full_figures(dataset: Path) -> Figures:
         runs=(
             RunFigures("run-1", "2026-01-01T00:00:00Z", None, 8.0, 2, 2, 0, 12, {"decode": 6.0, "teachers": 2.0}, ""),
         ),
-        null_examples={"embeddings/large/text/original": (SampleName("sub/one", "k1"),)},
+        null_examples={"embeddings/large/text/original": {"no_caption": (SampleName("sub/one", "k1"),)}},
     )

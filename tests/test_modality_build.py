@@ -161,16 +161,23 @@ def test_inspection_counts_them(built: Path, tmp_path: Path) -> None:
     found = {signal.folder: signal for signal in figures.signals}["modalities/thermal"]
     assert (found.num_files, found.missing.count, found.num_values, found.max_norm_error) == (2, 0, 8, None)
     assert found.nulls == {"corrupt_image": 1, "no_modality": 2, "not_an_image": 1, "too_many_pixels": 1}
-    assert [name.key for name in figures.null_examples["modalities/thermal"]] == ["00001", "00002", "00003"]
-    assert {bar.name: bar.value for bar in nulls(figures)}["no_modality in modalities/thermal"] == "2 = 15 %"
-    noted: defaultdict[str, list[SampleName]] = defaultdict(list)
+    named = {reason: [name.key for name in names] for reason, names in figures.null_examples[THERMAL.folder].items()}
+    assert named == {
+        "corrupt_image": ["00004"],
+        "no_modality": ["00001", "00002"],
+        "not_an_image": ["00003"],
+        "too_many_pixels": ["00005"],
+    }
+    bar = {bar.name: bar for bar in nulls(figures)}["corrupt_image in modalities/thermal"]
+    assert (bar.value, bar.note) == ("1 = 7.7 %", "one/00004")
+    noted: defaultdict[tuple[str, str], list[SampleName]] = defaultdict(list)
     with reinforce.open_dataset(str(built / "dataset")).open(DEPTH, "one") as file:
-        note_nulls(noted, DEPTH, "one", file)
-    assert noted == {"modalities/depth": [SampleName("one", "00007")]}
+        note_nulls(noted, DEPTH, "one", file, ["no_modality"])
+    assert noted == {("modalities/depth", "no_modality"): [SampleName("one", "00007")]}
     assert {drift.teacher for drift in figures.drifts} == {"large", "small"}
     result = CliRunner().invoke(app, ["inspect", str(built / "dataset")])
     assert "\nmodalities/thermal " in result.stdout
-    assert "1 too_many_pixels in modalities/thermal" in result.stdout
+    assert "1 too_many_pixels in modalities/thermal: one/00005 " in result.stdout
     page = tmp_path / "page.html"
     assert write_report(str(built / "dataset"), page, figures) == []
     text = page.read_text().replace("<wbr>", "")

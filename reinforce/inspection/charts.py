@@ -76,8 +76,8 @@ def nulls(figures: Figures) -> list[Bar]:
     for signal in figures.signals:
         num_columns = 1 if signal.folder.startswith("modalities/") else signal.num_columns
         num_cells = max(figures.num_kept * max(1, num_columns), 1)
-        names = figures.null_examples.get(signal.folder, ())
         for reason, number in signal.nulls.items():
+            names = figures.null_examples.get(signal.folder, {}).get(reason, ())
             share = 100 * number / num_cells
             value = f"{number:,} = {_percent(number, num_cells)}"
             note = _and_more(_sample_names(names), number)

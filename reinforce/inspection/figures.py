@@ -265,8 +265,8 @@ class Figures:
     duplicates: tuple[DuplicateFigures, ...] = ()
     banks: tuple[BankFigures, ...] = ()
     runs: tuple[RunFigures, ...] = ()
-    null_examples: dict[str, tuple[SampleName, ...]] = field(default_factory=dict)
-    """Signal folder -> a few samples of the sampled shards with a null in it."""
+    null_examples: dict[str, dict[str, tuple[SampleName, ...]]] = field(default_factory=dict)
+    """Signal folder -> reason -> a few samples with such a null in it."""
     incomplete: Missing = Missing(0)
     """Shards with a spine that lack the file of at least one signal."""
     num_footer_shards: int = 0

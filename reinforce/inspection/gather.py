@@ -4,7 +4,7 @@ Memory grows with the rows sampled, which are bounded, never with the dataset or
 """
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from reinforce.inspection.listing import Listing
 from reinforce.inspection.sampling import ValueSample
 from reinforce.inspection.teachers import TeacherValues
 from reinforce.inspection.values import ORIGINAL, open_head, read_matrix
+from reinforce.sample import NullReason
 from reinforce.shards.dataset import Dataset
 from reinforce.shards.reader import FormatError, ShardFile
 from reinforce.shards.schema import Signal, spine_file, view_column
@@ -24,6 +25,9 @@ from reinforce.shards.schema import Signal, spine_file, view_column
 NUM_EXAMPLES = 3
 
 Rows = Bool[np.ndarray, " rows"]
+
+NullExamples = defaultdict[tuple[str, str], list[SampleName]]
+"""Signal folder and reason -> a few samples with such a null; the reason is empty where the file does not say it."""
 
 
 @dataclass(slots=True)
@@ -35,10 +39,7 @@ class SampledValues:
     captions: dict[str, CaptionCounts] = field(default_factory=dict)
     teachers: defaultdict[str, TeacherValues] = field(default_factory=lambda: defaultdict(TeacherValues))
     drops: defaultdict[str, list[DropExample]] = field(default_factory=lambda: defaultdict(list))
-    nulls: defaultdict[str, list[SampleName]] = field(default_factory=lambda: defaultdict(list))
-    """Signal folder -> a few samples with a null that no missing caption explains."""
-    no_caption: defaultdict[str, list[SampleName]] = field(default_factory=lambda: defaultdict(list))
-    """Likewise where one does."""
+    nulls: NullExamples = field(default_factory=lambda: defaultdict(list))
     norm_errors: dict[Signal, float] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -57,10 +58,16 @@ class SampledValues:
     def caption_figures(self) -> tuple[CaptionFigures, ...]:
         return tuple(counts.figures(source) for source, counts in self.captions.items())
 
-    def null_examples(self) -> dict[str, tuple[SampleName, ...]]:
-        """By folder: nulls that no missing caption explains, or if there are none, those that one does."""
-        folders = sorted(self.nulls.keys() | self.no_caption.keys())
-        return {folder: tuple(self.nulls.get(folder) or self.no_caption[folder]) for folder in folders}
+    def null_examples(self, counted: Mapping[str, Collection[str]]) -> dict[str, dict[str, tuple[SampleName, ...]]]:
+        """By folder and reason. `counted` are the reasons of each folder by its footers: a null whose file does not say
+        its reason has the one that is left beside missing captions, and is not shown if several are."""
+        examples: defaultdict[str, dict[str, tuple[SampleName, ...]]] = defaultdict(dict)
+        for (folder, reason), names in sorted(self.nulls.items()):
+            others = [other for other in counted[folder] if other != NullReason.NO_CAPTION]
+            known = reason or (others[0] if len(others) == 1 else "")
+            if known and names:
+                examples[folder][known] = tuple(names)
+        return dict(examples)
 
 
 def read_values(dataset: Dataset, listing: Listing, sample: ValueSample, unreadable: Collection[str]) -> SampledValues:
@@ -124,13 +131,13 @@ def _add_signal(values: SampledValues, signal: Signal, file: ShardFile, shard: _
         shard.captions[signal.model] = captions
         values.captions.setdefault(signal.model, CaptionCounts()).add(captions, shard.captions[ORIGINAL])
         is_null = np.array([texts is None for texts in captions], bool)
-        _note(values.nulls, signal, shard, is_null)
+        _note(values.nulls, signal, shard, is_null, "")
         _check_nulls(file, len(captions), int(is_null.sum()))
         return
     if signal.kind == "modality":
-        is_null = file.head(["width"], len(shard.keys)).column("width").is_null().to_numpy()
-        _note(values.nulls, signal, shard, is_null)
-        _check_nulls(file, len(is_null), int(is_null.sum()))
+        rows = file.head(["width", "null_reason"], len(shard.keys))
+        _note_by_reason(values.nulls, signal, shard, rows.column("null_reason").to_pylist())
+        _check_nulls(file, rows.num_rows, rows.column("width").null_count)
         return
     teacher = values.teachers[signal.model]
     num_nulls = 0
@@ -144,8 +151,9 @@ def _add_signal(values: SampledValues, signal: Signal, file: ShardFile, shard: _
             values.norm_errors[signal] = max(error, values.norm_errors.get(signal, 0.0))
         has_caption = np.array([len(texts or ()) > index for texts in shard.captions.get(signal.source, ())], bool)
         explained = is_null & ~has_caption if signal.kind == "text" and has_caption.size else is_null & False
-        _note(values.no_caption, signal, shard, explained)
-        _note(values.nulls, signal, shard, is_null & ~explained)
+        _note(values.nulls, signal, shard, explained, NullReason.NO_CAPTION)
+        if signal.kind == "image" or has_caption.size:
+            _note(values.nulls, signal, shard, is_null & ~explained, "")
         if signal.kind == "text":
             teacher.add_text(signal.source, matrix)
         elif column == view_column(0):
@@ -155,23 +163,35 @@ def _add_signal(values: SampledValues, signal: Signal, file: ShardFile, shard: _
     _check_nulls(file, len(shard.keys), num_nulls)
 
 
-def _note(nulls: defaultdict[str, list[SampleName]], signal: Signal, shard: _Shard, chosen: Rows) -> None:
+def _note(nulls: NullExamples, signal: Signal, shard: _Shard, chosen: Rows, reason: str) -> None:
     """Keeps a few of the chosen rows, each once."""
     for row in np.flatnonzero(chosen).tolist():
-        name, examples = SampleName(shard.stem, shard.keys[row]), nulls[signal.folder]
+        name, examples = SampleName(shard.stem, shard.keys[row]), nulls[signal.folder, reason]
         if len(examples) >= NUM_EXAMPLES:
             return
         if name not in examples:
             examples.append(name)
 
 
-def note_nulls(nulls: defaultdict[str, list[SampleName]], signal: Signal, stem: str, file: ShardFile) -> None:
-    """Keeps a few rows with a null of a file that was not sampled, reading no more columns than that takes."""
-    keys = file.read(["key"]).column("key").to_pylist()
-    for column in ["width"] if signal.kind == "modality" else file.columns[1:]:
-        if len(nulls[signal.folder]) < NUM_EXAMPLES:
-            is_null = file.read([column]).column(column).is_null().to_numpy()
-            _note(nulls, signal, _Shard(stem, keys, {}), is_null)
+def _note_by_reason(nulls: NullExamples, signal: Signal, shard: _Shard, reasons: list[str | None]) -> None:
+    """Of a modality, whose file says the reason of each row, or none."""
+    for reason in sorted({reason for reason in reasons if reason}):
+        _note(nulls, signal, shard, np.array([found == reason for found in reasons], bool), reason)
+
+
+def note_nulls(nulls: NullExamples, signal: Signal, stem: str, file: ShardFile, reasons: Collection[str]) -> None:
+    """Keeps a few rows with a null of a file that was not sampled, reading no more columns than that takes.
+
+    `reasons` are those that the footers of the signal count: where the file does not say which, there must be one.
+    """
+    shard = _Shard(stem, file.read(["key"]).column("key").to_pylist(), {})
+    if signal.kind == "modality":
+        _note_by_reason(nulls, signal, shard, file.read(["null_reason"]).column("null_reason").to_pylist())
+    elif len(reasons) == 1:
+        (reason,) = reasons
+        for column in file.columns[1:]:
+            if len(nulls[signal.folder, reason]) < NUM_EXAMPLES:
+                _note(nulls, signal, shard, file.read([column]).column(column).is_null().to_numpy(), reason)
 
 
 def _check_nulls(file: ShardFile, num_rows: int, num_nulls: int) -> None:

@@ -109,7 +109,7 @@ def _counted(dataset: Dataset, listing: Listing, totals: FooterTotals, values: S
         cosines=tuple(c for name, teacher in values.teachers.items() for c in teacher.cosine_figures(name)),
         drifts=tuple(drift for drift in drifts if drift is not None),
         agreements=agreements(values.teachers),
-        null_examples=values.null_examples(),
+        null_examples=values.null_examples({signal.folder: signal.nulls for signal in signals}),
         incomplete=listing.incomplete(),
         num_footer_shards=totals.num_shards,
         num_sampled_samples=values.num_samples,
@@ -144,9 +144,12 @@ def _add_examples(dataset: Dataset, totals: FooterTotals, values: SampledValues)
                     rows = file.read(["key", "drop_reason", "drop_detail"]).to_pylist()
                     note_drops(values.drops, stem, [row for row in rows if row["drop_reason"] == reason])
     for signal, stems in totals.stems_of_null.items():
-        if not values.nulls[signal.folder] and not values.no_caption[signal.folder]:
-            with noted([], dataset, stems[0]), dataset.open(signal, stems[0]) as file:
-                note_nulls(values.nulls, signal, stems[0], file)
+        reasons = {reason for reason, number in totals.nulls[signal].items() if number}
+        for stem in stems:
+            named = {reason for (folder, reason), names in values.nulls.items() if folder == signal.folder and names}
+            if reasons - named if signal.kind == "modality" else not named:
+                with noted([], dataset, stem), dataset.open(signal, stem) as file:
+                    note_nulls(values.nulls, signal, stem, file, reasons)
 
 
 def _duplicates(

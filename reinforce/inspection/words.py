@@ -118,18 +118,19 @@ def _dropped(figures: Figures) -> Iterator[tuple[str, str]]:
 
 
 def _null(figures: Figures) -> Iterator[tuple[str, str]]:
-    """Signals with as many nulls for one reason are one line: captions that do not exist are so for all teachers."""
+    """Signals with as many nulls for one reason are one line: captions that do not exist are so for all teachers.
+
+    Those of modalities are so only where the samples are the same.
+    """
     alike = defaultdict(list)
     for signal in figures.signals:
         for reason, number in signal.nulls.items():
-            alike[reason, number].append(signal)
-    for (reason, number), signals in alike.items():
-        first = signals[0]
-        # Where there are several reasons, the examples are of nulls that no missing caption explains.
-        is_shown = len(first.nulls) == 1 or reason != "no_caption"
-        examples = _names(figures.null_examples.get(first.folder, ())) if is_shown else ""
-        where = ", ".join(label(signal.folder) for signal in signals)
-        yield "null", f"{about(figures, number)} {reason} in {where}{examples}"
+            examples = _names(figures.null_examples.get(signal.folder, {}).get(reason, ()))
+            apart = examples if signal.folder.startswith("modalities/") else ""
+            alike[reason, number, apart].append((label(signal.folder), examples))
+    for (reason, number, _), signals in alike.items():
+        where = ", ".join(name for name, _ in signals)
+        yield "null", f"{about(figures, number)} {reason} in {where}{signals[0][1]}"
 
 
 def _cut(figures: Figures) -> Iterator[tuple[str, str]]:
