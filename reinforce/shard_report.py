@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from reinforce.sample import NullReason
 from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import Signal, spine_file
 from reinforce.storage import Store
@@ -39,10 +40,19 @@ class ShardReport:
             elif figure.name != "stem":
                 setattr(self, figure.name, getattr(self, figure.name) + value)
 
+    def lacks_modality(self, name: str) -> bool:
+        """Whether no kept sample has an image of this modality."""
+        return 0 < self.num_kept == self.nulls[null_name(Signal("modality", name), NullReason.NO_MODALITY)]
+
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON data."""
         values = {figure.name: getattr(self, figure.name) for figure in fields(self)}
         return {name: dict(+value) if isinstance(value, Counter) else value for name, value in values.items()}
+
+
+def null_name(signal: Signal, reason: str) -> str:
+    """How a report counts a null: of a modality with its folder, since each lacks other samples."""
+    return f"{reason} in {signal.folder}" if signal.kind == "modality" else reason
 
 
 def stored_report(output: Store, stem: str, signals: Iterable[Signal]) -> ShardReport:
@@ -54,5 +64,6 @@ def stored_report(output: Store, stem: str, signals: Iterable[Signal]) -> ShardR
         report.counts.update(spine.footer["counts"])
     for signal in signals:
         with ShardFile(output, signal.file(stem)) as file:
-            report.nulls.update(file.footer["nulls"])
+            nulls = file.footer["nulls"]
+            report.nulls.update({null_name(signal, reason): number for reason, number in nulls.items()})
     return report

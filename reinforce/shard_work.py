@@ -14,7 +14,7 @@ import numpy as np
 from reinforce.plan import ORIGINAL, BuildPlan, SignalPlan
 from reinforce.prefetch import PreparedSample, PreparedShard, StageTimes
 from reinforce.sample import Embeddings, NullReason
-from reinforce.shard_report import ShardReport
+from reinforce.shard_report import ShardReport, null_name
 from reinforce.shards.schema import (
     CAPTIONS_SCHEMA,
     FORMAT_VERSION,
@@ -141,7 +141,7 @@ class ShardWork:
             if file.writer.num_rows != report.num_kept:
                 found = f"{file.writer.num_rows} rows of {signal.folder} for {report.num_kept} kept samples"
                 raise ShardError(f"gave {found}")
-            report.nulls.update(+file.nulls)
+            report.nulls.update({null_name(signal, reason): number for reason, number in (+file.nulls).items()})
             footer = {
                 "kind": signal.kind,
                 "signal": signal.folder,

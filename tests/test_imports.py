@@ -133,7 +133,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "texts": ("shards", "teachers"),
     "collate": ("prefetch", "shards"),
     "overlap": (),
-    "shard_report": ("shards", "storage"),
+    "shard_report": ("sample", "shards", "storage"),
     "prefetch": ("plan", "config", "decode", "sample", "shards", "storage", "views"),
     "plan": ("captioners", "teachers", "selection", "shards", "storage", "config", "weights", "software"),
     "banks": ("prompts", "teachers", "shards", "storage", "config", "weights"),

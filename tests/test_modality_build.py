@@ -31,6 +31,7 @@ from reinforce.inspection.verify import verify_dataset
 from reinforce.modality import load_modality
 from reinforce.plan import BuildOutline
 from reinforce.prefetch import Prefetcher, StageTimes, missing_of
+from reinforce.runners import describe
 from reinforce.sample import Embeddings
 from reinforce.shard_report import stored_report
 from reinforce.shards.dataset import DatasetMismatchError
@@ -72,7 +73,7 @@ def test_a_row_for_each_kept_sample(built: Path) -> None:
     assert (footer["kind"], footer["weights_sha256"], footer["num_rows"]) == ("modality", None, 8)
     assert footer["nulls"] == {"no_modality": 2, "not_an_image": 1, "corrupt_image": 1, "too_many_pixels": 1}
     report = stored_report(dataset.store, "one", [THERMAL, DEPTH])
-    assert (report.num_kept, report.nulls["no_modality"]) == (8, 3)
+    assert (report.num_kept, report.nulls["no_modality in modalities/thermal"]) == (8, 2)
     document = dataset.signals[DEPTH]
     spine = dataset.document["spine_fingerprint"]
     assert document["content"] == {"spine": spine, "suffix": "depth.png", "range": [200.0, 4000.0]}
@@ -212,3 +213,13 @@ def test_packed_tars_say_that_they_have_none(built: Path, tmp_path: Path) -> Non
     import_datacompdr(str(tmp_path / "packed"), str(tmp_path / "back"), dims={}, logit_scales={})
     assert verify_dataset(str(tmp_path / "back")).faults == ()
     assert not (tmp_path / "back" / "modalities").exists()
+
+
+def test_a_suffix_that_no_member_has_is_said(built: Path, tmp_path: Path) -> None:
+    modalities = {"thermal": "ir.png", "depth": "dpeth.png"}
+    captioners = {"given": {"kind": "files", "field": "json.c"}}
+    recipe = parse_recipe({"build": {"captioners": captioners, "modalities": modalities, "source": SOURCE}})
+    summary = reinforce.build(str(built / "source/sub"), str(tmp_path / "out"), recipe)
+    lines = describe(summary).splitlines()
+    assert "null: captioner_failed 5, no_modality in modalities/depth 5" in lines
+    assert [line for line in lines if "none of" in line] == ["depth: none of 5 samples has a .dpeth.png member"]

@@ -79,6 +79,7 @@ def build(
         with console.status("loading models"):
             plan = load_plan(config, selection=selection, limit_samples=limit_samples)
         summary = run_plan(plan, refs, store, source_root=source_root, retry_failed=retry_failed, console=console)
+    summary.suffixes = config.source.modalities
     if summary.done.num_files or summary.banks:
         _write_card(store, asked.recipe, console)
     return summary

@@ -22,6 +22,8 @@ class BuildSummary:
     stopped: str | None = None
     banks: tuple[str, ...] = ()
     """Of each bank of which this run wrote files, what was written, in words."""
+    suffixes: dict[str, str] = field(default_factory=dict)
+    """Of the members of each modality."""
 
 
 def describe(summary: BuildSummary) -> str:
@@ -38,6 +40,9 @@ def describe(summary: BuildSummary) -> str:
     for name, counts in (("dropped", done.drops), ("null", done.nulls), ("left out", done.counts)):
         if +counts:
             lines.append(f"{name}: {format_counts(counts)}")
+    for name, suffix in summary.suffixes.items():
+        if done.lacks_modality(name):
+            lines.append(f"{name}: none of {done.num_kept:,} samples has a .{suffix} member")
     if done.micro_batches:
         sizes = ", ".join(f"{name} {size}" for name, size in sorted(done.micro_batches.items()))
         lines.append(f"micro-batch made smaller to fit the device: {sizes}")
