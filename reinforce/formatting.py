@@ -8,6 +8,11 @@ def format_counts(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in sorted((+counts).items()))
 
 
+def format_count(number: int, noun: str) -> str:
+    """`1 file`, `2,000 files`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -30,7 +30,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "config",
     ),
     # What runs on a device, without torch, typer or pydantic.
-    "deploy.label": ("deploy.label", "deploy.model_file", "deploy.text_file", "label_names", "modality", "rgb"),
+    "deploy.label": (
+        "deploy.label",
+        "deploy.model_file",
+        "deploy.text_file",
+        "label_names",
+        "modality",
+        "rgb",
+        "formatting",
+    ),
     "deploy": (
         "deploy",
         "modality",

@@ -83,7 +83,7 @@ def test_files_and_folders_in_order(capsys: pytest.CaptureFixture[str]) -> None:
         "images/all/d.png: blue 1.00",
         "images/sub/c.png: blue 1.00",
     ]
-    assert error == "reinforce: left out of the folders, as their names are no image's: 1 files\n"
+    assert error == "reinforce: left out of the folders, as their names are no image's: 1 file\n"
 
 
 def test_a_named_file_is_opened_whatever_it_is_called(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

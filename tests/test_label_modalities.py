@@ -75,7 +75,10 @@ def test_a_folder_of_both_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     expected = [("both/a.depth.png", "depth", grey_score(0.75)), ("both/b.DEPTH.PNG", "depth", grey_score(1))]
     # 2500 of 1000 to 3000 is 191 of 255.
     assert scores(rows) == [(path, name, pytest.approx(score, abs=3e-3)) for path, name, score in expected]
-    assert notes == ["reinforce: left out of the folders, as their names are no depth image's: 3 files"]
+    assert notes == [
+        "reinforce: left out of the folders, as their names are no depth image's: 3 files",
+        "reinforce: 1 image lies wholly outside the range 1000 to 3000 of depth",
+    ]
     _, rows, notes = label(capsys, "both", "--modality", "heat")
     assert scores(rows) == [("both/a.ir.jpg", "heat", pytest.approx(grey_score(0.8), abs=3e-3))]
     _, rows, notes = label(capsys, "both")
@@ -103,6 +106,28 @@ def test_a_stream_of_grey_jpegs(capsys: pytest.CaptureFixture[str], monkeypatch:
     _, rows, _ = label(capsys, "-", "--modality", "heat")
     assert [(row["index"], row["modality"]) for row in rows] == [(0, "heat"), (1, "heat")]
     assert rows[0]["scores"] == [pytest.approx(grey_score(0.2), abs=3e-3)]
+
+
+def test_a_stream_that_the_range_leaves_black_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(encode(Image.new("L", (40, 30), 51), "JPEG"))))
+    beyond = "its range 1000 to 3000 lies beyond the 8 bits of a stream's JPEGs; name 16-bit files"
+    assert label(capsys, "-", "--modality", "depth") == (2, [], [f"reinforce: --modality depth: {beyond}"])
+
+
+def test_images_outside_the_range_and_files_named_as_of_another_modality_are_counted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "black").write_bytes(deep(1000))
+    (tmp_path / "none").write_bytes(b"no image")
+    given = ["both/b.DEPTH.PNG", "both/a.depth.png", str(tmp_path / "black"), str(tmp_path / "none")]
+    _, rows, notes = label(capsys, *given, "--modality", "depth")
+    assert [row["modality"] for row in rows] == ["depth"] * 4  # that of the error too
+    assert notes[0] == "reinforce: 2 images lie wholly outside the range 1000 to 3000 of depth"
+    _, _, notes = label(capsys, "both/a.depth.png", "both/a.ir.jpg", "both/a.jpg")
+    read_as = "read as RGB, though named as of another modality (.depth.png .ir.jpg), see --modality: 2 files"
+    assert notes == [f"reinforce: {read_as}"]
 
 
 def test_the_benchmark_is_of_one_modality(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from reinforce.deploy.label.errors import LabelError
+from reinforce.formatting import format_count
 
 if TYPE_CHECKING:
     from reinforce.deploy.label.labelling import Labeller
@@ -75,6 +76,10 @@ def run(options: argparse.Namespace) -> int:
         raise LabelError("--seconds: goes with --benchmark")
     # Not before the arguments are known to be good: what is imported from here on loads numpy, Pillow and onnxruntime.
     labeller = _make_labeller(options)
+    if "-" in options.images:
+        from reinforce.deploy.label.modalities import check_stream
+
+        check_stream(labeller.model.card, labeller.modality)
     if options.benchmark:
         return _benchmark(labeller, options.images, options.seconds or _SECONDS, options.json)
     return _label_all(labeller, options.images, options.json)
@@ -107,25 +112,32 @@ def _make_labeller(options: argparse.Namespace) -> "Labeller":
 
 def _label_all(labeller: "Labeller", images: list[str], as_json: bool) -> int:
     from reinforce.deploy.label.inputs import Encoded, Inputs, Unusable
-    from reinforce.deploy.label.modalities import names_of
+    from reinforce.deploy.label.modalities import names_of, words_of
     from reinforce.deploy.label.output import print_labelled, print_note, print_unusable
 
     inputs = Inputs(images, names=names_of(labeller.model.card, labeller.modality))
     # A field for all rows or none: what has one modality need not say which.
     modality = labeller.modality if labeller.model.card.modalities else None
-    num_inputs = num_unusable = 0
+    num_inputs = num_unusable = num_outside = 0
     for item in inputs:
         num_inputs += 1
         if isinstance(item, Encoded):
             try:
-                print_labelled(item.source, labeller.label(item.data), as_json, modality)
+                labelled = labeller.label(item.data)
+                print_labelled(item.source, labelled, as_json, modality)
+                num_outside += labelled.is_outside
                 continue
             except LabelError as error:
                 item = Unusable(item.source, str(error))
         num_unusable += 1
-        print_unusable(item, as_json)
+        print_unusable(item, as_json, modality)
     for note in inputs.notes():
         print_note(note)
+    if num_outside:
+        value_range = labeller.model.card.modalities[labeller.modality].range
+        assert isinstance(value_range, tuple)
+        where = f"wholly outside the range {words_of(value_range)} of {labeller.modality}"
+        print_note(f"{format_count(num_outside, 'image')} {'lies' if num_outside == 1 else 'lie'} {where}")
     if num_unusable:
         print_note(f"{num_unusable:,} of {num_inputs:,} could not be labelled")
     return 1 if num_unusable else 0
@@ -149,7 +161,7 @@ def _benchmark(labeller: "Labeller", images: list[str], seconds: float, as_json:
 
     figures, unusable = run_benchmark(labeller, images, seconds)
     for item in unusable:
-        print_unusable(item, as_json=False)
+        print_unusable(item, as_json=False, modality=None)
     print(describe(figures, as_json), flush=True)
     if unusable:
         print_note(f"left out: {len(unusable):,} inputs that cannot be labelled")

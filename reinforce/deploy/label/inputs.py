@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from reinforce.deploy.label.errors import LabelError
 from reinforce.deploy.label.jpeg_stream import JpegStream
+from reinforce.formatting import format_count
 
 MAX_IMAGE_BYTES = 128 << 20
 """Of a file, or of an image of a stream: what is larger is refused before it fills the memory of a small device."""
@@ -67,6 +68,7 @@ class Inputs:
         self._names = names
         self._stream = stream
         self._num_other_files = 0
+        self._num_misread_files = 0
         self._num_skipped_bytes = 0
 
     def __iter__(self) -> Iterator[Encoded | Unusable]:
@@ -76,14 +78,18 @@ class Inputs:
             elif os.path.isdir(argument):
                 yield from self._from_folder(argument)
             else:
+                self._num_misread_files += argument.lower().endswith(self._names.but_not)
                 yield _read(argument)
 
     def notes(self) -> list[str]:
         """What was passed over so far, counted, a line each."""
         notes = []
         if self._num_other_files:
-            kind = self._names.kind
-            notes.append(f"left out of the folders, as their names are no {kind}'s: {self._num_other_files:,} files")
+            kind, files = self._names.kind, format_count(self._num_other_files, "file")
+            notes.append(f"left out of the folders, as their names are no {kind}'s: {files}")
+        if self._num_misread_files:
+            kinds, files = " ".join(self._names.but_not), format_count(self._num_misread_files, "file")
+            notes.append(f"read as RGB, though named as of another modality ({kinds}), see --modality: {files}")
         if self._num_skipped_bytes:
             notes.append(f"skipped in the stream, as they are no part of an image: {self._num_skipped_bytes:,} bytes")
         return notes

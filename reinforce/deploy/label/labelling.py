@@ -19,12 +19,19 @@ _WORDS = {
     ImageFault.TOO_MANY_PIXELS: "more pixels than --max-pixels",
 }
 
+_OF_ONE_VALUE = (((0, 0),) * 3, ((255, 255),) * 3)
+"""The extrema of an image that is black, and of one that is white."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """The labels of one image; `total_ms` is the stages and the scoring."""
+    """The labels of one image; `total_ms` is the stages and the scoring.
+
+    `is_outside`: the modality's range, [LOW, HIGH], left it all black or all white.
+    """
 
     scored: Scored
+    is_outside: bool
     decode_ms: float
     preprocess_ms: float
     infer_ms: float
@@ -42,7 +49,7 @@ class Labeller:
 
     def label(self, data: bytes) -> Labelled:
         """Raises LabelError, in words, if these bytes cannot be labelled."""
-        card = self.model.card
+        card, is_outside = self.model.card, False
         started = perf_counter()
         try:
             if self.modality == RGB:
@@ -50,6 +57,7 @@ class Labeller:
             else:
                 value_range = card.modalities[self.modality].range
                 image, part = decode_modality(data, value_range, self.max_pixels, card.image_size)
+                is_outside = isinstance(value_range, tuple) and image.getextrema() in _OF_ONE_VALUE
         except ImageError as error:
             raise LabelError(f"{_WORDS[error.fault]} ({error})") from None
         except MemoryError:
@@ -64,6 +72,7 @@ class Labeller:
         scored = self.scorer.best(embedding)
         return Labelled(
             scored=scored,
+            is_outside=is_outside,
             decode_ms=1e3 * (decoded - started),
             preprocess_ms=1e3 * (prepared - decoded),
             infer_ms=1e3 * (inferred - prepared),

@@ -22,17 +22,18 @@ def print_labelled(source: str | int, labelled: Labelled, as_json: bool, modalit
     if as_json:
         labels = [label for label, _ in labelled.scored]
         scores = [round(score, 4) for _, score in labelled.scored]
-        read_as = {} if modality is None else {"modality": modality}
-        _print_json(source, read_as | {"labels": labels, "scores": scores, "ms": round(labelled.total_ms, 2)})
+        _print_json(
+            source, _read_as(modality) | {"labels": labels, "scores": scores, "ms": round(labelled.total_ms, 2)}
+        )
     else:
         labels = [f"{label} {score:.2f}" for label, score in labelled.scored]
         print(f"{_one_line(source)}: {', '.join(labels) or UNKNOWN}", flush=True)
 
 
-def print_unusable(unusable: Unusable, as_json: bool) -> None:
+def print_unusable(unusable: Unusable, as_json: bool, modality: str | None) -> None:
     """What could not be labelled: a line of the same JSON stream, or one on standard error."""
     if as_json:
-        _print_json(unusable.source, {"error": unusable.error})
+        _print_json(unusable.source, _read_as(modality) | {"error": unusable.error})
     else:
         print_note(f"{_one_line(unusable.source)}: {unusable.error}")
 
@@ -45,6 +46,10 @@ def print_note(text: str) -> None:
 def _print_json(source: str | int, fields: dict[str, Any]) -> None:
     name = "index" if isinstance(source, int) else "path"
     print(json.dumps({name: source, **fields}, ensure_ascii=False), flush=True)
+
+
+def _read_as(modality: str | None) -> dict[str, str]:
+    return {} if modality is None else {"modality": modality}
 
 
 def _one_line(source: str | int) -> str:
