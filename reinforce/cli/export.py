@@ -69,13 +69,16 @@ def describe(report: "ExportReport") -> str:
     card = report.card
     precision = f"int8 for {card.target}" if card.target else card.precision
     folded = f", {report.num_folded_parameters:,} folded" if report.num_folded_parameters else ""
-    dropped = f", dropped: {format_counts(report.drops)}" if report.drops else ""
     lines = [
         f"{report.output}: {report.num_bytes / 1e6:.1f} MB, {report.num_parameters / 1e6:.1f} M parameters{folded}, "
         f"{card.image_size} px to {card.embed_dim} values, opset {report.opset}, {precision}",
         *(_describe_agreement(report, name) for name in report.agreements),
     ]
-    lines[-1] += dropped
+    num_used = report.num_calibration_images + next(iter(report.agreements.values())).num_images
+    if not report.is_checked_with_noise and num_used < report.num_wanted:
+        lines.append(f"of {report.num_wanted:,} samples wanted, {num_used:,} could be used")
+    if report.drops:
+        lines.append(f"samples left out: {format_counts(report.drops)}")
     if card.modalities and report.is_checked_with_noise:
         lines.append(f"not checked with images of {', '.join(card.modalities)}, which noise is not: pass --shards")
     if report.num_calibration_images:

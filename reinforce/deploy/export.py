@@ -57,6 +57,8 @@ class ExportReport:
     agreements: dict[str, Agreement]
     """By modality; of noise under the name of the first."""
     num_calibration_images: int
+    num_wanted: int
+    """Samples to check and calibrate with; the shards may hold fewer that can be used."""
     is_checked_with_noise: bool
     drops: Counter[str]
 
@@ -115,6 +117,7 @@ def export_onnx(
         num_folded_parameters=_num_parameters(tower) - _num_parameters(folded),
         agreements=agreements,
         num_calibration_images=chosen.num_samples - num_checked,
+        num_wanted=num_images + num_others,
         is_checked_with_noise=not shards,
         drops=chosen.drops,
     )
