@@ -1,18 +1,22 @@
 """Runs of EdgeVL's second stage, interrupted or not, with layers rounded or not."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+from reinforce.student import triplet_reader
 from reinforce.student.checkpoint import CHECKPOINT_FILE, load_triplets, read_progress
 from reinforce.student.groups import ReadError
 from reinforce.student.journal import Journal, read_metrics
+from reinforce.student.mining import Triplets, mine
 from reinforce.student.models import load_student
 from reinforce.student.train import train_student
 from tests.students import recipe
@@ -96,6 +100,26 @@ def test_triplets_are_not_taken_for_those_of_other_samples(dataset: Path, tmp_pa
         away.rename(tar)
     with pytest.raises(ReadError, match="other samples than those that the triplets of epoch"):
         train(dataset, tmp_path / "run", resume=True, **options)
+
+
+def test_an_epoch_without_triplets_has_those_of_the_one_before(dataset: Path, tmp_path: Path) -> None:
+    original = mine
+
+    def none_but_at_first(*samples: Any, **settings: Any) -> Triplets:
+        mined = original(*samples, **settings)
+        empty = np.empty(0, np.int64)
+        none = Triplets(empty, empty, empty.reshape(0, 2), Counter(no_semi_hard_negative=33))
+        return mined if settings["epoch"] == 0 else none
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triplet_reader, "mine", none_but_at_first)
+        train(dataset, tmp_path / "run", steps=9)
+    first = load_triplets(tmp_path / "run" / CHECKPOINT_FILE)
+    assert first is not None
+    assert 0 < len(first) <= 33
+    rows = read_metrics(tmp_path / "run")
+    assert rows[-1]["step"] == 9
+    assert rows[-1]["left_out"]["no_semi_hard_negative"] >= 33
 
 
 def test_evaluation_while_training_sees_the_rounded_network_and_the_best_is_saved_in_full(
