@@ -266,3 +266,9 @@ def test_the_better_is_kept_and_of_equal_ones_the_earlier(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["best-5.safetensors"]
     best.put_into(student)
     assert student.model.logit_scale.item() == 5
+
+
+def test_the_best_is_told_with_each_modality_if_there_are_several() -> None:
+    figures = {"top1": 0.088, "top1_rgb": 0.1, "top1_depth": 0.076, "auroc": 0.5, "auroc_rgb": 0.4, "auroc_depth": 0.6}
+    assert Best(1000, figures, {}).headline() == "step 1,000, top1 0.088 (rgb 0.100, depth 0.076)"
+    assert Best(10, {"top1": 0.1, "top1_depth": 0.1}, {}).headline() == "step 10, top1 0.100"

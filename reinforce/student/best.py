@@ -31,6 +31,12 @@ class Best:
     def path(self) -> str:
         return f"best-{self.step}.safetensors"
 
+    def headline(self) -> str:
+        """The step and the figure it was chosen by, with that of each modality if they are several."""
+        each = {name.removeprefix("top1_"): top1 for name, top1 in self.figures.items() if name.startswith("top1_")}
+        names = ", ".join(f"{name} {top1:.3f}" for name, top1 in each.items())
+        return f"step {self.step:,}, top1 {self.figures['top1']:.3f}" + (f" ({names})" if len(each) > 1 else "")
+
     def describe(self) -> dict[str, Any]:
         """For the student's provenance."""
         return {"step": self.step, "by": "top1", **self.figures}

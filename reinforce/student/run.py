@@ -157,8 +157,7 @@ class Run:
         if journal is not None:
             journal.line(meter.limit(self.config.data, may_share_decoding=self.triplets is None))
             if self._chooses and self.best.kept is not None:
-                best = self.best.kept
-                journal.line(f"the best evaluation is that of step {best.step:,}, top1 {best.figures['top1']:.3f}")
+                journal.line(f"the best evaluation is that of {self.best.kept.headline()}")
 
     def _log(self, step: int, figures: dict[str, Any], gradient_norm: float, journal: Journal | None) -> None:
         self._check_finite(step, figures["loss"])
