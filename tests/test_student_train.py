@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -226,6 +228,9 @@ def test_what_is_there_is_not_overwritten(dataset: Path, tmp_path: Path) -> None
         train(dataset, tmp_path / "run", steps=2)
     with pytest.raises(ConfigError, match=r"student.optimizer.learning_rate is 0.001 there and 0.002 in this recipe"):
         train(dataset, tmp_path / "run", steps=2, resume=True, optimizer={"learning_rate": 2e-3, "warmup_steps": 2})
+    pq.write_table(pa.table({"stem": ["c"] * 4, "key": [f"c-00{n}" for n in range(1, 5)]}), tmp_path / "c.parquet")
+    with pytest.raises(ConfigError, match=r"was another: it read other shards; it read other samples \(--select\)$"):
+        train_student(str(dataset), tmp_path / "run", recipe(steps=2), resume=True, select=str(tmp_path / "c.parquet"))
     before = (tmp_path / "run/metrics.jsonl").read_bytes()
     summary = train(dataset, tmp_path / "run", steps=2, resume=True)
     assert "all 2 steps were taken before" in describe(summary)

@@ -4,11 +4,15 @@ import hashlib
 from typing import Any
 
 from reinforce.config import DataConfig, LossConfig, StudentConfig
+from reinforce.shards.dataset import differences
 from reinforce.student.plan import ReadPlan
 from reinforce.student.taken_bank import TakenBank
 
 FREE_FIELDS = {"evaluation", "device", "threads", "compile", "checkpoint_every", "log_every", "loggers"}
 """What may change between a checkpoint and the run that goes on from it."""
+
+_DIGESTS = {"shards_sha256": "it read other shards", "selection_sha256": "it read other samples (--select)"}
+"""What is known by its digest alone, and what it says if that is another."""
 
 
 def identity(config: StudentConfig, plan: ReadPlan, bank: TakenBank | None, world_size: int) -> dict[str, Any]:
@@ -41,6 +45,13 @@ def identity(config: StudentConfig, plan: ReadPlan, bank: TakenBank | None, worl
         "num_views": plan.num_views,
         "selection_sha256": plan.selection.sha256 if plan.selection else None,
     }
+
+
+def changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """In what the identity of the run that is to go on differs from this one's, each in words."""
+    told = [text for name, text in _DIGESTS.items() if there.get(name) != here.get(name)]
+    documents = [{name: value for name, value in run.items() if name not in _DIGESTS} for run in (there, here)]
+    return told + differences("student", *documents)
 
 
 def provenance(

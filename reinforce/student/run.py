@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from reinforce.config import ConfigError, StudentConfig
-from reinforce.shards.dataset import differences
 from reinforce.student.batch import Batch, Position
 from reinforce.student.best import Best, BestWeights
 from reinforce.student.checkpoint import (
@@ -28,7 +27,7 @@ from reinforce.student.checkpoint import (
 from reinforce.student.distributed import Processes
 from reinforce.student.examine import figures_of, prepare_examination
 from reinforce.student.fake_quant import add_rounding, without_rounding
-from reinforce.student.identity import identity, provenance
+from reinforce.student.identity import changes, identity, provenance
 from reinforce.student.journal import METRICS_FILE, Journal
 from reinforce.student.learner import Learner, backward, rng_state, set_rng_state
 from reinforce.student.meter import Meter
@@ -106,7 +105,7 @@ class Run:
             raise ConfigError(f"--output {self.folder}: holds a run already; pass --resume or another --output")
         if resume and not self.lacks_checkpoint:
             progress = read_progress(checkpoint)
-            changed = differences("student", progress.identity, self._identity())
+            changed = changes(progress.identity, self._identity())
             if changed:
                 raise ConfigError(f"--resume: the run in {self.folder} was another: {'; '.join(changed)}")
             set_rng_state(load_checkpoint(checkpoint, self.trainables, self.processes.rank), self.processes.device)
