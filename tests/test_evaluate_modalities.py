@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from PIL import Image
 from rich.console import Console
 
 from reinforce.config import ModalityConfig
-from reinforce.evaluation import CrossModalTask, evaluate_models, render_table
+from reinforce.evaluation import CrossModalTask, RetrievalTask, evaluate_models, render_table
+from reinforce.weights import ModelError
 from tests.models import save_open_clip
 from tests.tars import encode, write_tar
 from tests.test_evaluate import painter, refused, write_selection
@@ -71,6 +73,13 @@ def test_retrieval_between_a_modality_and_rgb(tmp_path: Path) -> None:
     select = write_selection(tmp_path / "s.parquet", [("a", "4"), ("a", "0")])
     result = CrossModalTask(str(tmp_path), name="heat", modality=HEAT, select=select).evaluate(painter())
     assert (result.num_pairs, result.modality_to_rgb[1], result.rgb_to_modality[1]) == (2, 1.0, 1.0)
+
+
+def test_an_image_tower_is_told_how_it_can_be_compared(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("0.png", plain(HUES[0])), ("0.txt", b"red")])
+    tower = replace(painter(), encode_text=None, tokenize=None)
+    with pytest.raises(ModelError, match="an image tower alone embeds no texts; --modality NAME compares it with RGB"):
+        RetrievalTask(str(tmp_path)).evaluate(tower)
 
 
 def test_a_table_of_models_that_record_the_modality_and_do_not(labelled: str, tmp_path: Path) -> None:

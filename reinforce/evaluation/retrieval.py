@@ -12,6 +12,7 @@ from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES, ShardImages
 from reinforce.evaluation.metrics import image_ranks, num_non_finite, recall, text_ranks
 from reinforce.evaluation.model import EmbeddingModel
 from reinforce.evaluation.results import RECALLS, RetrievalResult
+from reinforce.weights import ModelError
 
 
 class RetrievalTask:
@@ -43,7 +44,10 @@ class RetrievalTask:
         self.batch_size = batch_size
 
     def evaluate(self, model: EmbeddingModel) -> RetrievalResult:
-        """One pass of the model over images and captions, and what came of it."""
+        """One pass of the model over images and captions, and what came of it. Raises `ModelError` without texts."""
+        if not model.has_text:
+            why = "an image tower alone embeds no texts; --modality NAME compares it with RGB"
+            raise ModelError(f"model {model.name}: {why}")
         with model.evaluating():
             found = self.images.embed(model, self.batch_size)
             texts = model.embed_texts([caption for captions in found.captions for caption in captions])
