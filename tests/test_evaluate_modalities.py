@@ -99,6 +99,18 @@ def test_a_table_of_models_that_record_the_modality_and_do_not(labelled: str, tm
     rgb = evaluate_models([student], labelled)[0].to_json()
     assert (rgb["modality"], rgb["modality_range"], rgb["num_samples"]) == ("rgb", None, 8)
     (pairs,) = evaluate_models([teacher], labelled, task="retrieval", modality="depth.png", modality_range="image")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render_table([replace(pairs, model="m")]))
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert lines[:3] == [
+        "depth.png depth.png depth.png RGB to RGB to RGB to",
+        "params to RGB to RGB to RGB depth.png depth.png depth.png",
+        "model (M) R@1 R@5 R@10 R@1 R@5 R@10",
+    ]
+    says = (
+        "Of 6 pairs each depth.png image looks for its RGB image among all, and each RGB image for its depth.png image."
+    )
+    assert says in " ".join(lines)
     assert pairs.to_json() | {"num_pairs": 6, "modality": "depth.png", "modality_range": "image"} == pairs.to_json()
 
 

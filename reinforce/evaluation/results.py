@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reinforce.config import ValueRange
-from reinforce.formatting import format_counts
+from reinforce.formatting import format_count, format_counts
 from reinforce.sample import RGB_MODALITY
 
 RECALLS = (1, 5, 10)
@@ -137,7 +137,8 @@ def render_table(results: Sequence[Result]) -> Table:
     elif isinstance(results[0], MultiLabelResult):
         headers = ["AUROC"]
     elif isinstance(results[0], CrossModalResult):
-        headers = [f"{found}\nR@{k}" for found in ("RGB", results[0].modality) for k in RECALLS]
+        name = results[0].modality
+        headers = [f"{direction}\nR@{k}" for direction in (f"{name}\nto RGB", f"RGB to\n{name}") for k in RECALLS]
     else:
         headers = [f"{found}\nR@{k}" for found in ("image", "text") for k in RECALLS]
     table = _table("model", "params\n(M)", *headers)
@@ -177,7 +178,10 @@ def _facts(results: Sequence[Result]) -> list[str]:
         if first.num_classes_without_auroc:
             lines.append(f"AUROC without {first.num_classes_without_auroc:,} classes that lack samples or others")
     elif isinstance(first, CrossModalResult):
-        lines = [f"{first.num_pairs:,} pairs, RGB images found by {first.modality} images and these by RGB"]
+        name, pairs = first.modality, format_count(first.num_pairs, "pair")
+        lines = [
+            f"Of {pairs} each {name} image looks for its RGB image among all, and each RGB image for its {name} image."
+        ]
     else:
         lines = [f"{first.num_images:,} images found by {first.num_captions:,} captions, texts found by image"]
     if not isinstance(first, RetrievalResult) and first.modality_range is not None:
