@@ -178,6 +178,8 @@ def test_inspection_counts_them(built: Path, tmp_path: Path) -> None:
     assert {drift.teacher for drift in figures.drifts} == {"large", "small"}
     result = CliRunner().invoke(app, ["inspect", str(built / "dataset")])
     assert "\nmodalities/thermal " in result.stdout
+    assert "modality    depth: .depth.png, range 200 to 4000; 7 of 13 samples " in result.stdout
+    assert "thermal: .ir.png, range type; 8 of 13 samples " in result.stdout
     assert "1 too_many_pixels in modalities/thermal: one/00005 " in result.stdout
     page = tmp_path / "page.html"
     assert write_report(str(built / "dataset"), page, figures) == []

@@ -95,6 +95,8 @@ class SignalFigures:
     num_truncated_texts: int
     max_norm_error: float | None
     num_values: int = 0
+    reading: str | None = None
+    """Of a modality, its suffix and range in words."""
 
 
 @dataclass(frozen=True, slots=True)

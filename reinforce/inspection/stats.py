@@ -25,6 +25,7 @@ from reinforce.inspection.listing import Listing, list_dataset
 from reinforce.inspection.runs import read_runs, total_cost
 from reinforce.inspection.sampling import MOST_VALUE_SHARDS, footer_shards, value_shards
 from reinforce.inspection.teachers import agreements
+from reinforce.inspection.words import reading
 from reinforce.shards.dataset import Dataset, open_dataset, read_document
 from reinforce.shards.explicit import IMPORTED
 from reinforce.shards.schema import Signal, failure_file
@@ -132,6 +133,7 @@ def _signal(listing: Listing, signal: Signal, totals: FooterTotals, values: Samp
         num_truncated_texts=round(scale * totals.num_truncated_texts[signal]),
         max_norm_error=values.norm_errors.get(signal),
         num_values=round(scale * num_values),
+        reading=reading(listing.signals[signal]) if signal.kind == "modality" else None,
     )
 
 

@@ -15,6 +15,7 @@ from reinforce.inspection.words import (
     facts,
     format_bytes,
     label,
+    modality_line,
     percent,
     printable,
     sampled_line,
@@ -45,7 +46,8 @@ def render_table(figures: Figures) -> RenderableType:
     parts += [_lines(facts(figures))] if facts(figures) else []
     parts += [_cosines(figures)] if figures.cosines or figures.drifts else []
     parts += [_captions(figures)] if figures.captions else []
-    lines = [("bank", f"{printable(bank.name)}: {bank_line(bank)}") for bank in figures.banks]
+    lines = [("modality", modality_line(figures, signal)) for signal in figures.signals if signal.reading]
+    lines += [("bank", f"{printable(bank.name)}: {bank_line(bank)}") for bank in figures.banks]
     lines += _frequent(figures) + _alike(figures) + _cost(figures)
     parts += [_lines(lines)] if lines else []
     return Group(*(line for part in parts for line in (part, "")[: 1 if part is parts[-1] else 2]))

@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from reinforce.inspection.figures import BankFigures, Figures, Missing, SampleName
+from reinforce.inspection.figures import BankFigures, Figures, Missing, SampleName, SignalFigures
 
 _MOST_CHARACTERS = 60
 _MOST_FAILURES = 3
@@ -83,6 +84,21 @@ def bank_line(bank: BankFigures) -> str:
     notes += [f"{count(bank.num_duplicates, 'repeated label')} left out"] if bank.num_duplicates else []
     cut = bank.num_truncated_texts
     return "; ".join([*notes, *(f"{count(cut[name], 'prompt')} longer than {name} reads" for name in cut)])
+
+
+def reading(document: dict[str, Any]) -> str:
+    """How a modality is found and brought to 8 bits, by its `signal.json`."""
+    content = document.get("content", {})
+    suffix, value_range = content.get("suffix"), content.get("range")
+    bounds = " to ".join(f"{value:g}" for value in value_range) if isinstance(value_range, list) else value_range
+    return printable(f".{suffix}, range {bounds}")
+
+
+def modality_line(figures: Figures, signal: SignalFigures) -> str:
+    """What a modality is and how many samples have it."""
+    num_rows = signal.num_values + sum(signal.nulls.values())
+    name = signal.folder.removeprefix("modalities/")
+    return f"{name}: {signal.reading}; {about(figures, signal.num_values)} of {count(num_rows, 'sample')}"
 
 
 def facts(figures: Figures) -> list[tuple[str, str]]:
