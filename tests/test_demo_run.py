@@ -86,7 +86,7 @@ def test_again_it_says_that_all_is_done_and_changes_nothing(first: tuple[Path, s
     before = contents(OUTPUT)
     printed = demo()
     assert printed.count(f"all {NUM_STEPS} steps were taken before") == len(STUDENTS)
-    assert printed.count("shards are there already") == 2
+    assert printed.count("found, written before") == 2
     assert contents(OUTPUT) == before
     of_first, of_second = (text[text.index("\nmodel") :] for text in (first[1], printed))
     assert of_first == of_second
@@ -105,7 +105,7 @@ def test_every_command_that_is_printed_can_be_pasted(first: tuple[Path, str]) ->
 
 
 def test_scenes_of_another_number_are_refused(first: tuple[Path, str]) -> None:
-    with pytest.raises(ConfigError, match="holds 1 shards, not the 2 of this demo"):
+    with pytest.raises(ConfigError, match="holds 60 scenes, not the 501 of this demo"):
         demo(num_images=501)
 
 
@@ -131,7 +131,12 @@ def test_scenes_with_depth_are_written_once_and_a_dataset_can_be_made_of_them(tm
         write_depth_scenes(tmp_path, 10, console, num_test_images=8)
         assert isinstance(console.file, io.StringIO)
         printed.append(console.file.getvalue())
-    assert printed[1].count("are there already") == 3
+    assert [line for line in printed[1].splitlines() if "before" in line][:3] == [
+        f"{tmp_path / 'depth' / name}: {number} scenes found, written before"
+        for name, number in (("scenes", 10), ("validation", 4), ("test", 8))
+    ]
+    with pytest.raises(ConfigError, match="scenes holds 10 scenes, not the 11 of this demo; remove it"):
+        write_depth_scenes(tmp_path, 11)  # in as many shards
     keys = {}
     for name, num_images in (("scenes", 10), ("validation", 4), ("test", 8)):
         with tarfile.open(tmp_path / "depth" / name / "00000.tar") as tar:

@@ -14,7 +14,18 @@ PACKAGE = Path(__file__).parent.parent / "reinforce"
 ALLOWED: dict[str, tuple[str, ...]] = {
     "cli": ("",),
     "ray_train": ("runners", "student", "shards", "storage", "config"),
-    "demo": ("demo", "config", "runners", "inspection", "sample", "shards", "storage", "student", "evaluation"),
+    "demo": (
+        "demo",
+        "config",
+        "runners",
+        "inspection",
+        "sample",
+        "shards",
+        "storage",
+        "student",
+        "evaluation",
+        "formatting",
+    ),
     "exchange": (
         "exchange",
         "runners",

@@ -8,6 +8,7 @@ gives, `mobileclip` with what the dataset stores besides. What they are measured
 import json
 import shlex
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from reinforce.demo import MODELS
 from reinforce.evaluation import RetrievalResult, ZeroShotResult, evaluate_models
 from reinforce.evaluation.results import Result
 from reinforce.evaluation.run import TaskName
+from reinforce.formatting import format_count
 from reinforce.inspection.stats import inspect_dataset
 from reinforce.inspection.table import render_table
 from reinforce.runners import build, describe
@@ -84,8 +86,9 @@ def write_depth_scenes(
     _write_scenes(folder / "validation", num_test_images // 2, console, seed=_VALIDATION_SEED, modality="depth")
     _write_scenes(folder / "test", num_test_images, console, seed=_TEST_SEED, modality="depth")
     words = ("--shards", folder / "scenes", "--recipe", DEPTH_RECIPE, "--output", folder / "reinforced")
-    _say(console, "What a dataset is made of them with:")
+    _say(console, "To build a dataset of them:")
     _show_command(console, "build", *words)
+    _say(console, "\nTraining and what follows: docs/recipes.md, EdgeVL as published, beside ours")
 
 
 def _write_scenes(
@@ -96,10 +99,11 @@ def _write_scenes(
 
     num_shards = -(-num_images // IMAGES_PER_SHARD)
     if folder.exists():
-        found = len(list(folder.glob("*.tar")))
-        if found != num_shards:
-            raise ConfigError(f"{folder} holds {found} shards, not the {num_shards} of this demo; remove it")
-        _say(console, f"{folder}: {num_shards} shards are there already")
+        found = _num_scenes(folder)
+        if found != num_images:
+            there = format_count(found, "scene")
+            raise ConfigError(f"{folder} holds {there}, not the {num_images:,} of this demo; remove it")
+        _say(console, f"{folder}: {format_count(found, 'scene')} found, written before")
         return
     # Under another name until all are there, so that a demo cut short does not leave half of them behind.
     partial = folder.with_name(f"{folder.name}.partial")
@@ -115,7 +119,16 @@ def _write_scenes(
     partial.rename(folder)
     purpose = {0: "captioned scenes", _TEST_SEED: "scenes with right captions, to test with,"}
     kind = purpose.get(seed, "scenes with right captions, to choose by,")
-    _say(console, f"{folder}: wrote {num_images:,} {kind} into {num_shards} shard{'s' * (num_shards != 1)}")
+    _say(console, f"{folder}: wrote {num_images:,} {kind} into {format_count(num_shards, 'shard')}")
+
+
+def _num_scenes(folder: Path) -> int:
+    """Those of the shards, which are full but for the last."""
+    shards = sorted(folder.glob("*.tar"))
+    if not shards:
+        return 0
+    with tarfile.open(shards[-1]) as tar:
+        return IMAGES_PER_SHARD * (len(shards) - 1) + sum(name.endswith(".cls") for name in tar.getnames())
 
 
 def _train_students(reinforced: Path, students: Path, test: Path, num_steps: int | None, console: Console) -> None:
