@@ -75,6 +75,11 @@ def test_paths_resolve_against_the_recipe_and_hub_names_do_not(tmp_path: Path) -
             "build.modalities.a: suffix 'jpg' is not a modality's; use one such as 'ir.jpg'",
         ),
         ({"modalities": {"a": "x.png", "b": ".X.png"}}, "build.modalities: two modalities have one suffix"),
+        (
+            {"modalities": {"a": ["x.png"]}},
+            "build.modalities.a: must be a suffix such as ir.jpg, or {suffix: ..., range",
+        ),
+        ({"modalities": {"a": {"sufix": "x.png"}}}, "build.modalities.a.sufix: no such field"),
         ({"modalities": {"a": {"range": "type"}}}, "build.modalities.a.suffix: Field required"),
         ({"modalities": {"a": {"suffix": "x.png", "range": [1, 1]}}}, "a.range: range [1, 1] must satisfy LOW < HIGH"),
         (

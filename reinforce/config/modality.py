@@ -60,6 +60,8 @@ class ModalityConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_suffix(cls, given: Any) -> Any:
+        if not isinstance(given, (str, dict, ModalityConfig)):
+            raise ValueError(f"must be a suffix such as ir.jpg, or {{suffix: ..., range: ...}}, not {shortened(given)}")
         return {"suffix": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")

@@ -49,7 +49,11 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        first, *others = error.errors()
+        if first["type"] == "missing":
+            # A field that is unknown beside one that is missing is that one, misspelt.
+            unknown = (other for other in others if other["type"] == "extra_forbidden")
+            first = next((other for other in unknown if other["loc"][:-1] == first["loc"][:-1]), first)
         field = ".".join(str(part) for part in first["loc"] if part != "[key]")
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
