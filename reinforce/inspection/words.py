@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from reinforce.formatting import format_count
 from reinforce.inspection.figures import BankFigures, Figures, Missing, SampleName, SignalFigures
 
 _MOST_CHARACTERS = 60
@@ -30,8 +31,7 @@ def label(folder: str) -> str:
     return folder.removeprefix("embeddings/")
 
 
-def count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+count = format_count
 
 
 def percent(share: float) -> str:
