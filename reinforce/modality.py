@@ -7,6 +7,7 @@ channels with 16 bits each Pillow reads the upper byte.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -72,8 +73,16 @@ def _scaled(values: Values, low: float, high: float) -> Values:
         return values
     if values.dtype not in (np.uint8, np.uint16):
         return _to_bytes(np.where(np.isfinite(values), values, low), low, high)
-    # By a table: an image as large as `max_pixels` allows would take 8 times its bytes as floats.
-    return _to_bytes(np.arange(np.iinfo(values.dtype).max + 1), low, high)[values]
+    num_levels = int(np.iinfo(values.dtype).max) + 1
+    if values.size < num_levels:
+        return _to_bytes(values, low, high)
+    return _table(num_levels, low, high)[values]
+
+
+@lru_cache(maxsize=4)
+def _table(num_levels: int, low: float, high: float) -> Values:
+    """Kept, as most images come with one range; as floats one of `max_pixels` would take 8 times its bytes."""
+    return _to_bytes(np.arange(num_levels), low, high)
 
 
 def _to_bytes(values: Values, low: float, high: float) -> Values:
