@@ -112,11 +112,6 @@ def test_the_rest_of_the_command_line_lists_and_forwards_it(folder: Path) -> Non
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
 
 
-def heed_interrupts() -> None:
-    """A shell that runs the suite in the background has its children ignore them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize("end", ["interrupt", "close"])
 def test_a_stream_is_labelled_as_it_comes_and_ends_quietly(folder: Path, end: str) -> None:
     """A line an image at once, through a pipe; then Ctrl-C, or a reader that has enough."""
@@ -124,9 +119,7 @@ def test_a_stream_is_labelled_as_it_comes_and_ends_quietly(folder: Path, end: st
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     pipe = subprocess.PIPE
     image = (folder / "image.jpg").read_bytes()
-    with subprocess.Popen(
-        command, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, preexec_fn=heed_interrupts
-    ) as process:
+    with subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, env=environment) as process:
         assert process.stdin
         assert process.stdout
         assert process.stderr
