@@ -79,7 +79,7 @@ class Run:
         )
         self.learner = self._wrapped(module)
         self.first_step = 0
-        self.lacks_checkpoint = False
+        self.begins_anew = False
         self.left_out: Counter[str] = Counter()
         num_workers = max(1, config.data.workers)
         self.positions = [Position(worker) for worker in range(num_workers)]
@@ -100,10 +100,11 @@ class Run:
     def begin(self, *, resume: bool) -> None:
         """Makes the output folder, or takes up the run that is there. Raises `ConfigError` if that was another."""
         checkpoint = self.folder / CHECKPOINT_FILE
-        self.lacks_checkpoint = resume and not checkpoint.exists()
-        if not resume and (self.folder / METRICS_FILE).exists():
+        was_begun = (self.folder / METRICS_FILE).exists()
+        self.begins_anew = resume and was_begun and not checkpoint.exists()
+        if not resume and was_begun:
             raise ConfigError(f"--output {self.folder}: holds a run already; pass --resume or another --output")
-        if resume and not self.lacks_checkpoint:
+        if resume and checkpoint.exists():
             progress = read_progress(checkpoint)
             changed = changes(progress.identity, self._identity())
             if changed:
@@ -284,6 +285,6 @@ class Run:
             lines.append(f"{self.plan.num_skipped_shards:,} unfinished shards are left out")
         if self.triplets is not None and self.config.model.checkpoint is None and not self.first_step:
             lines.append("triplets of a student with random weights: student.model.checkpoint names one of stage 1")
-        if self.lacks_checkpoint:
+        if self.begins_anew:
             lines.append(f"no checkpoint in {self.folder} yet: begins anew")
         return lines + ([f"going on from step {self.first_step:,}"] if self.first_step else [])
