@@ -342,9 +342,11 @@ def test_it_is_one_screen_of_80_columns(figures: Figures) -> None:
     assert max(map(len, lines)) <= 80
     assert lines.index("LOOKS WRONG") < lines.index(next(line for line in lines if line.startswith("signal ")))
     assert figures.cost is not None
-    stages = dict.fromkeys(figures.cost.stages, 0.125)  # as measured they take a line more on some days
+    # Where the dataset lies and how long it took are no matter of the screen, but may take a line each.
+    stages = dict.fromkeys(figures.cost.stages, 0.125)
     cost = replace(figures.cost, stages=stages, stages_per_1000=stages)
-    assert len(screen(replace(figures, doubts=(), runs=figures.runs[:1], cost=cost))) <= 46
+    shown = replace(figures, uri="file:///data/reinforced", doubts=(), runs=figures.runs[:1], cost=cost)
+    assert len(screen(shown)) <= 45
 
 
 def test_a_bucket_gives_the_same_figures(
