@@ -58,7 +58,8 @@ def train_student(
     """
     config = student_config(load_recipe(recipe, list(overrides)) if isinstance(recipe, str) else recipe)
     folder = Path(output)
-    with join_processes(config.device) as processes, _explained(config):
+    # Twice: torch's signal handler may raise of the reader's death while a broken connection is being explained.
+    with join_processes(config.device) as processes, _explained(config), _explained(config):
         torch.set_num_threads(config.threads)
         plan = plan_reading(
             dataset,
