@@ -36,6 +36,11 @@ class DropReason(StrEnum):
     MISSING_SIGNALS = "missing_signals"
     BAD_SIGNALS = "bad_signals"
     VIEWS_DO_NOT_FIT = "views_do_not_fit"
+    EMPTY_SENTENCE = "empty_sentence"
+    NOT_UTF8 = "not_utf8"
+    NOT_A_SENTENCE = "not_a_sentence"
+    TOO_LONG_SENTENCE = "too_long_sentence"
+    DUPLICATE_SENTENCE = "duplicate_sentence"
 
 
 class NullReason(StrEnum):
@@ -84,6 +89,17 @@ class Sample:
     modalities: dict[str, bytes] = field(default_factory=dict)
     drop: Drop | None = None
     label: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """One record of a file of sentences. `key` is its number there, from 1 on, in decimal digits: that of the line, or
+    of the row. `text` is stripped, and cut if `is_cut`; empty if there is a `drop`."""
+
+    key: str
+    text: str = ""
+    is_cut: bool = False
+    drop: Drop | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from reinforce.config.build import (
     ViewPolicy,
     ViewsConfig,
 )
+from reinforce.config.corpus import CorpusConfig
 from reinforce.config.modality import ModalityConfig, ValueRange
 from reinforce.config.recipe import Recipe, builtin_recipes, load_recipe, parse_recipe
 from reinforce.config.student import (
@@ -23,6 +24,7 @@ from reinforce.config.student import (
     EvaluationConfig,
     LossConfig,
     OptimizerConfig,
+    SentencesConfig,
     StudentConfig,
     StudentModelConfig,
     TextTowerConfig,
@@ -34,6 +36,7 @@ __all__ = [
     "BuildConfig",
     "CaptionerConfig",
     "ConfigError",
+    "CorpusConfig",
     "DataConfig",
     "EvaluationConfig",
     "LossConfig",
@@ -42,6 +45,7 @@ __all__ = [
     "Precision",
     "RayConfig",
     "Recipe",
+    "SentencesConfig",
     "SourceConfig",
     "StudentConfig",
     "StudentModelConfig",

@@ -1,4 +1,4 @@
-"""The `build:` section: the source, the views, the teachers, the captioners and the banks."""
+"""The `build:` section: the source, the views, the teachers, the captioners, the banks and the corpora."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from reinforce.config.base import CaptionerName, ModalityName, Name, Precision, Sha256, Strict
+from reinforce.config.corpus import CorpusConfig
 from reinforce.config.modality import ModalityConfig, check_suffix
 
 
@@ -238,6 +239,8 @@ class BuildConfig(Strict):
     captioners: dict[CaptionerName, CaptionerConfig] = {}
     banks: dict[Name, BankConfig] = {}
     """Lists of labels, each embedded by every teacher."""
+    corpora: dict[Name, CorpusConfig] = {}
+    """Sentences without images, each embedded by every teacher."""
     batch_size: int = Field(64, ge=1)
     """Micro-batch of every model: rows of one shard in order, the tail padded."""
     threads: int = Field(1, ge=1)

@@ -114,7 +114,15 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
             for key in ("labels", "templates"):
                 if isinstance(bank.get(key), str) and bank[key] not in TEMPLATE_SETS:
                     bank[key] = _resolve_path(bank[key], folder, is_model=False)
+    for corpus in _section(build, "corpora").values():
+        if isinstance(corpus, dict):
+            for key in ("files", "root"):
+                if key in corpus:
+                    corpus[key] = _resolve_uris(corpus[key], folder)
     student = _section(content, "student")
+    sentences = _section(_section(student, "data"), "sentences")
+    if isinstance(sentences.get("select"), str):
+        sentences["select"] = _resolve_path(sentences["select"], folder, is_model=False)
     model, evaluation = _section(student, "model"), _section(student, "evaluation")
     for key in ("checkpoint", "tokenizer"):
         if isinstance(model.get(key), str):
@@ -123,9 +131,17 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
         if isinstance(evaluation.get(key), str):
             evaluation[key] = _resolve_path(evaluation[key], folder, is_model=False)
     if isinstance(evaluation.get("shards"), list):
-        evaluation["shards"] = [
-            _resolve_path(uri, folder, is_model=False) if isinstance(uri, str) else uri for uri in evaluation["shards"]
-        ]
+        evaluation["shards"] = _resolve_uris(evaluation["shards"], folder)
+
+
+def _resolve_uris(value: Any, folder: Path) -> Any:
+    """One URI or a list of them; `@list.txt` stays a list."""
+    if isinstance(value, list):
+        return [_resolve_uris(uri, folder) for uri in value]
+    if not isinstance(value, str):
+        return value
+    mark = "@" if value.startswith("@") else ""
+    return mark + _resolve_path(value.removeprefix(mark), folder, is_model=False)
 
 
 def _spell_out_modalities(content: dict[str, Any]) -> None:

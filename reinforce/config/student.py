@@ -23,10 +23,21 @@ _FIELDS_OF_LOSSES = {
     "clip4retrofit": {"bank", "bank_weight", "bank_scale"},
     "edgevl": set[str](),
     "triplet": {"bank", "margin", "num_negatives"},
+    "dime_fm": {
+        "vl_weight",
+        "pvl_weight",
+        "udist_weight",
+        "vl_temperature",
+        "pvl_temperature",
+        "udist_temperature",
+        "similarity_scale",
+        "cosine_weight",
+        "gather",
+    },
 }
 """Of `LossConfig`, besides `kind`."""
 
-LOSSES_OF_IMAGE_TOWERS = ("clip4retrofit", "edgevl", "triplet")
+LOSSES_OF_IMAGE_TOWERS = ("clip4retrofit", "edgevl", "triplet", "dime_fm")
 """Those that train an image tower in its teacher's space and read no caption."""
 
 
@@ -76,6 +87,19 @@ class StudentModelConfig(Strict):
         return self
 
 
+class SentencesConfig(Strict):
+    """The second stream of loss dime_fm: sentences without images, shuffled for themselves."""
+
+    corpora: tuple[Name, ...] | None = None
+    """Corpora of the dataset; default: all."""
+    batch_size: int = Field(1024, ge=1)
+    """Sentences a step, over all processes."""
+    select: str | None = None
+    """A Parquet of (stem, key), as `reinforce select --corpus` writes it: only these sentences."""
+    open_files: int = Field(4, ge=1)
+    """Files of sentences that are shuffled together. Their embeddings are in memory."""
+
+
 class DataConfig(Strict):
     """What is read of a reinforced dataset, in which order, and what happens to what cannot be used."""
 
@@ -90,6 +114,8 @@ class DataConfig(Strict):
     sample without one of them is unusable. More than one, or another than `rgb`: with loss edgevl or triplet."""
     modality_ranges: dict[ModalityName, ValueRange] = {}
     """What becomes black and white in a modality, by name; default: as the dataset says (`build.modalities`)."""
+    sentences: SentencesConfig | None = None
+    """What loss dime_fm reads beside images. Default with that loss: every corpus of the dataset."""
     views: int | None = Field(None, ge=0)
     """Use only the views 1..N; default: all that are stored. 0: the clean view. With loss clip any number is drawn."""
     views_per_decode: int = Field(1, ge=1)
@@ -113,9 +139,10 @@ class DataConfig(Strict):
 
 class LossConfig(Strict):
     """The loss: `clip`, `mobileclip` (arXiv 2311.17049, section 3), `clip4retrofit` (in the style of arXiv 2505.18039,
-    whose own loss is not published), or the two stages of EdgeVL (arXiv 2403.04908): `edgevl`, then `triplet`."""
+    whose own loss is not published), the two stages of EdgeVL (arXiv 2403.04908), `edgevl`, then `triplet`, or
+    `dime_fm` (arXiv 2303.18232)."""
 
-    kind: Literal["clip", "mobileclip", "clip4retrofit", "edgevl", "triplet"] = "mobileclip"
+    kind: Literal["clip", "mobileclip", "clip4retrofit", "edgevl", "triplet", "dime_fm"] = "mobileclip"
     distillation: float = Field(1.0, ge=0, le=1)
     """mobileclip: the weight of distillation, against 1 - it of the contrastive loss. 0.7 favours retrieval."""
     teacher_scales: dict[Name, float] = {}
@@ -131,6 +158,21 @@ class LossConfig(Strict):
     """triplet: how much farther away negatives are to be than the positive, in distance of unit-norm embeddings."""
     num_negatives: int = Field(3, ge=1, le=64)
     """triplet: semi-hard negatives an anchor."""
+    vl_weight: float = Field(0.7, ge=0)
+    """dime_fm: the weight of L_vl, images against sentences, in both directions."""
+    pvl_weight: float = Field(0.3, ge=0)
+    """dime_fm: of L_pvl, images against the teacher's embeddings of the batch's images."""
+    udist_weight: float = Field(0.0, ge=0)
+    """dime_fm: of L_udist, images against one another."""
+    vl_temperature: float = Field(1.0, gt=0)
+    pvl_temperature: float = Field(3.0, gt=0)
+    udist_temperature: float = Field(7.0, gt=0)
+    similarity_scale: float = Field(100.0, gt=0)
+    """dime_fm: alpha, what cosines are multiplied by before they are divided by a temperature."""
+    cosine_weight: float = Field(0.0, ge=0)
+    """dime_fm: of 1 - the cosine of student and teacher, which the paper does not have."""
+    gather: bool = True
+    """dime_fm: compare with the images and sentences of all processes, or, as published, with a process's own."""
     feature_weight: float = Field(0.0, ge=0)
     """Weight of the squared error to each teacher's embeddings through a linear map; CLIP-KD's (arXiv 2307.12732) is
     2000."""
@@ -150,6 +192,8 @@ class LossConfig(Strict):
             raise ValueError("kind clip4retrofit needs bank, the name of a bank of the dataset; or bank_weight 0")
         if self.kind == "triplet" and self.bank is None:
             raise ValueError("kind triplet needs bank, the name of a bank of the dataset")
+        if self.kind == "dime_fm" and not any((self.vl_weight, self.pvl_weight, self.udist_weight, self.cosine_weight)):
+            raise ValueError("kind dime_fm needs a weight: vl_weight, pvl_weight, udist_weight or cosine_weight")
         return self
 
 
@@ -240,6 +284,8 @@ class StudentConfig(Strict):
             raise ValueError(f"loss.kind {kind} trains an image tower: give model.backbone, and model.text null")
         if kind in LOSSES_OF_IMAGE_TOWERS and self.data.captioners:
             raise ValueError(f"loss.kind {kind} reads no captions; leave data.captioners out")
+        if kind != "dime_fm" and self.data.sentences is not None:
+            raise ValueError(f"data.sentences: loss.kind {kind} reads none; dime_fm does")
         if kind not in ("edgevl", "triplet") and self.data.modalities != ("rgb",):
             raise ValueError(f"data.modalities: loss.kind {kind} sees rgb alone; edgevl and triplet see several")
         if kind == "triplet" and self.data.views_per_decode > 1:

@@ -18,6 +18,7 @@ MAX_ROW_GROUP_ROWS = 1024
 FOOTER_KEY = b"reinforce"
 CARD_FILE = "README.md"
 BANK_FILE = "bank.json"
+CORPUS_FILE = "corpus.json"
 
 SPINE_SCHEMA = pa.schema(
     [
@@ -54,6 +55,21 @@ MODALITY_SCHEMA = pa.schema(
 )
 """A row for every kept sample: its image of one modality, upright. `null_reason` null: it is there and decodes; else
 `no_modality` or a drop's reason for images, and the others are null."""
+
+
+SENTENCES_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("text", pa.string()),
+        pa.field("drop_reason", pa.string()),
+        pa.field("drop_detail", pa.string()),
+    ]
+)
+"""The spine of a file of sentences: a row for each of its records, in their order. `drop_reason` null: kept; else
+`text` is null."""
+
+SENTENCE_COLUMN = "embedding"
+"""The one column after `key` in the embeddings of sentences, which have a row for every kept one."""
 
 
 def embeddings_schema(columns: list[str], dim: int) -> pa.Schema:
@@ -135,6 +151,36 @@ def bank_folder(bank: str) -> str:
 
 def bank_file(bank: str, teacher: str) -> str:
     return f"{bank_folder(bank)}/{teacher}.parquet"
+
+
+def corpus_stem(corpus: str, name: str) -> str:
+    """What a file of sentences is called among shards, in selections, runs and failures; `name` is its path below the
+    corpus's root without its suffixes. No shard of images may be called so."""
+    return f"corpora/{corpus}/{name}"
+
+
+def split_corpus_stem(stem: str) -> tuple[str, str]:
+    """The corpus and the name of a file of sentences; raises `ValueError` for the stem of anything else."""
+    match stem.split("/", 2):
+        case ["corpora", corpus, name]:
+            return corpus, name
+    raise ValueError(f"{stem!r} is no file of sentences, such as corpora/NAME/00000")
+
+
+def sentences_file(stem: str) -> str:
+    """The spine of a file of sentences, `stem` being that of `corpus_stem`."""
+    corpus, name = split_corpus_stem(stem)
+    return f"corpora/{corpus}/sentences/{name}.parquet"
+
+
+def corpus_embeddings_folder(corpus: str, teacher: str) -> str:
+    return f"corpora/{corpus}/embeddings/{teacher}"
+
+
+def corpus_embeddings_file(stem: str, teacher: str) -> str:
+    """The embeddings of a file of sentences by a teacher, `stem` being that of `corpus_stem`."""
+    corpus, name = split_corpus_stem(stem)
+    return f"{corpus_embeddings_folder(corpus, teacher)}/{name}.parquet"
 
 
 def canonical_json(content: Any) -> str:

@@ -56,6 +56,10 @@ class Batch:
     """Where one image has several rows: a number by image, the same in every process. They are no negatives of one
     another."""
 
+    sentences: dict[str, Float16[Tensor, "sentences dim"]] = field(default_factory=dict)
+    """By teacher: embeddings of sentences that have nothing to do with the images; their number is another. Whole in
+    every part of a `split`."""
+
     def __len__(self) -> int:
         return len(self.keys)
 
@@ -76,7 +80,7 @@ class Batch:
 
     def _rows(self, rows: slice) -> "Batch":
         part = self.map(lambda tensor: tensor[rows])
-        return replace(part, keys=self.keys[rows], stems=self.stems[rows])
+        return replace(part, keys=self.keys[rows], stems=self.stems[rows], sentences=self.sentences)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with `function` applied to every tensor."""
@@ -94,4 +98,5 @@ class Batch:
             teacher_texts=of(self.teacher_texts),
             modalities=of(self.modalities),
             images_of=of(self.images_of),
+            sentences=of(self.sentences),
         )
