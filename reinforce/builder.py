@@ -8,16 +8,18 @@ at the end, if the caller likes while the next shard is computed.
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from reinforce.captioners import Captioner, CaptionRequest, RemoteCaptioner
 from reinforce.collate import Batch, Collator
-from reinforce.overlap import Ahead, Behind
+from reinforce.corpora import SentencesWork
+from reinforce.corpus_source import PreparedSentences
+from reinforce.overlap import Ahead, Behind, Turn
 from reinforce.plan import ORIGINAL, BuildPlan
-from reinforce.prefetch import Prefetcher, PreparedShard, ShardTask, StageTimes
+from reinforce.prefetch import Prefetcher, Prepared, PreparedShard, StageTimes, Task
 from reinforce.shard_report import ShardReport
 from reinforce.shard_work import Captions, ShardWork, SignalFile
 from reinforce.shards.reader import ShardFile
@@ -61,6 +63,14 @@ class OpenShard:
     collated: Ahead[Batch]
     captioned: CaptionedBatches
 
+    @property
+    def report(self) -> ShardReport:
+        return self.work.report
+
+    def commit(self) -> ShardReport:
+        """Publishes what is computed."""
+        return self.work.commit()
+
     def close(self) -> None:
         """Stops its threads and removes what is in the spool, unless all of that is computed and may be published."""
         if self.work.is_computed:
@@ -72,13 +82,8 @@ class OpenShard:
             self.work.abandon()
 
 
-@dataclass(frozen=True)
-class Turn:
-    """A shard's place in the captioners' queue: they are one shard's at a time, in the order of the shards."""
-
-    before: threading.Event | None = None
-    """Set when the captions of the shard before are written; None for the first."""
-    done: threading.Event = field(default_factory=threading.Event)
+Opened = OpenShard | SentencesWork
+"""Of images, or of sentences."""
 
 
 def open_shard(
@@ -101,31 +106,33 @@ def open_shard(
 
 @contextmanager
 def open_shards(
-    prefetcher: Prefetcher, tasks: Iterable[ShardTask], *, spool: Path
-) -> Iterator[Iterator[tuple[PreparedShard, OpenShard | Exception]]]:
+    prefetcher: Prefetcher, tasks: Iterable[Task], *, spool: Path
+) -> Iterator[Iterator[tuple[Prepared, Opened | Exception]]]:
     """The shards of some tasks, each opened while the one before it is computed, or why it cannot be: two at a time.
 
     At the end, whatever ends it, the prefetcher is stopped and what was opened in vain is closed.
     """
     room = threading.Semaphore(2)
 
-    def open_all() -> Iterator[tuple[PreparedShard, OpenShard | Exception]]:
+    def open_all() -> Iterator[tuple[Prepared, Opened | Exception]]:
+        plan, output, times = prefetcher.plan, prefetcher.output, prefetcher.times
         turn = Turn()
         for shard in prefetcher.shards(tasks):
             room.acquire()
+            if isinstance(shard, PreparedSentences):  # no captioner waits for its turn
+                yield shard, SentencesWork(shard, plan, output, spool, times)
+                continue
             try:
-                opening: OpenShard | Exception = open_shard(
-                    shard, prefetcher.plan, prefetcher.output, spool=spool, times=prefetcher.times, turn=turn
-                )
+                opening: Opened | Exception = open_shard(shard, plan, output, spool=spool, times=times, turn=turn)
             except Exception as error:  # of this shard alone
                 opening = error
                 turn.done.set()
             yield shard, opening
             turn = Turn(before=turn.done)
 
-    current: list[OpenShard | Exception] = []
+    current: list[Opened | Exception] = []
 
-    def each_until_done() -> Iterator[tuple[PreparedShard, OpenShard | Exception]]:
+    def each_until_done() -> Iterator[tuple[Prepared, Opened | Exception]]:
         for shard, opening in ahead:
             current[:] = [opening]
             yield shard, opening
@@ -142,12 +149,15 @@ def open_shards(
                 captioner.cancel()
         room.release()
         for opened in (*current, *(unread for _, unread in ahead.close())):
-            if isinstance(opened, OpenShard):
+            if not isinstance(opened, Exception):
                 opened.close()
 
 
-def compute(opened: OpenShard, on_batch: Callable[[ShardReport], None] = lambda report: None) -> None:
-    """Runs the models over a shard. What is left is `opened.work.commit()`, also while the next one is computed."""
+def compute(opened: Opened, on_batch: Callable[[ShardReport], None] = lambda report: None) -> None:
+    """Runs the models over a shard. What is left is `opened.commit()`, also while the next one is computed."""
+    if isinstance(opened, SentencesWork):
+        opened.compute(on_batch)
+        return
     try:
         with Behind("write") as writing:
             _compute(opened, writing, on_batch)

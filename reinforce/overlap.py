@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
 _Item = TypeVar("_Item")
@@ -122,3 +123,12 @@ class Behind:
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A shard's place in the captioners' queue: they are one shard's at a time, in the order of the shards."""
+
+    before: threading.Event | None = None
+    """Set when the captions of the shard before are written; None for the first."""
+    done: threading.Event = field(default_factory=threading.Event)

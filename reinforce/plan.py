@@ -15,6 +15,7 @@ import torch
 
 from reinforce.captioners import Captioner, load_captioner
 from reinforce.config import BuildConfig, ConfigError
+from reinforce.corpus_plan import CorpusOutline, SentenceSignal
 from reinforce.selection import Selection
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, create_or_compare
 from reinforce.shards.schema import (
@@ -24,6 +25,7 @@ from reinforce.shards.schema import (
     caption_column,
     fingerprint,
     spine_file,
+    split_corpus_stem,
     view_column,
 )
 from reinforce.software import versions
@@ -93,6 +95,10 @@ class BuildOutline:
         self.selection = selection
         self.limit_samples = limit_samples
 
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        return tuple(self.config.teachers)
+
     @cached_property
     def wanted(self) -> tuple[Signal, ...]:
         """Every signal of the recipe, captions before the embeddings made from them."""
@@ -103,9 +109,27 @@ class BuildOutline:
             found += [Signal("image", name), *(Signal("text", name, source) for source in sources)]
         return tuple(found)
 
+    @cached_property
+    def corpora(self) -> dict[str, CorpusOutline]:
+        """The recipe's corpora, by name."""
+        return {
+            name: CorpusOutline(name, corpus, self.teacher_names, self.limit_samples)
+            for name, corpus in self.config.corpora.items()
+        }
+
+    def corpus_of(self, stem: str) -> CorpusOutline | None:
+        """The corpus that a source file of sentences is of, None for a shard of images."""
+        is_corpus = bool(self.corpora) and stem.startswith("corpora/")
+        return self.corpora[split_corpus_stem(stem)[0]] if is_corpus else None
+
+    def files_of(self, stem: str) -> list[str]:
+        """What the dataset has of a shard, the spine first."""
+        corpus = self.corpus_of(stem)
+        return corpus.files_of(stem) if corpus else [spine_file(stem), *(s.file(stem) for s in self.wanted)]
+
     def is_complete(self, stem: str, existing: Collection[str]) -> bool:
         """Whether all files of a shard are among the `existing` ones of the dataset."""
-        return spine_file(stem) in existing and all(signal.file(stem) in existing for signal in self.wanted)
+        return all(path in existing for path in self.files_of(stem))
 
     @cached_property
     def spine_content(self) -> dict[str, Any]:
@@ -159,6 +183,15 @@ class BuildPlan(BuildOutline):
         # A stream of its own: in the teachers' one every token would wait for a whole pass of theirs.
         self.caption_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        return tuple(teacher.name for teacher in self.teachers)
+
+    @cached_property
+    def wanted(self) -> tuple[Signal, ...]:
+        """Every signal of the recipe, as the models that are loaded give them."""
+        return tuple(self.signals)
+
     @cached_property
     def signals(self) -> dict[Signal, SignalPlan]:
         """Every signal of the recipe, captions before the embeddings made from them."""
@@ -173,6 +206,14 @@ class BuildPlan(BuildOutline):
                 source = captions[captioner.name].fingerprint
                 plans.append(self._text(teacher, captioner.name, source, captioner.num_captions))
         return {plan.signal: plan for plan in plans}
+
+    @cached_property
+    def sentence_signals(self) -> dict[str, tuple[SentenceSignal, ...]]:
+        """What teachers will say of each corpus, by its name."""
+        return {
+            name: tuple(SentenceSignal(corpus, teacher) for teacher in self.teachers)
+            for name, corpus in self.corpora.items()
+        }
 
     def micro_batches(self) -> dict[str, int]:
         """The micro-batch of each model that has had to halve it, by name."""
@@ -190,6 +231,9 @@ class BuildPlan(BuildOutline):
             compared = ["format_version", "content", "columns"]
             advice = {"content.range": _RANGE_STAYS}
             create_or_compare(output, f"{plan.signal.folder}/{SIGNAL_FILE}", plan.document(), compared, advice)
+        for signals in self.sentence_signals.values():
+            for signal in signals:
+                signal.record(output)
 
     def _modality(self, name: str) -> SignalPlan:
         content = {"spine": self.spine_fingerprint, **self.config.modalities[name].model_dump(mode="json")}

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from reinforce.arrivals import Arrivals
 from reinforce.config import ModalityConfig
+from reinforce.corpus_source import PreparedSentences, SentencesTask, missing_sentences
 from reinforce.decode import decode, examine_modality
 from reinforce.plan import BuildPlan, SignalPlan, views_by_size
 from reinforce.sample import Drop, ModalityImage, Sample
@@ -75,8 +77,14 @@ class ShardTask:
         return self.needs_spine or any(plan.needs_source for plan in self.missing)
 
 
-def missing_of(ref: ShardRef, plan: BuildPlan, existing: Collection[str]) -> ShardTask | None:
+Task = ShardTask | SentencesTask
+
+
+def missing_of(ref: ShardRef, plan: BuildPlan, existing: Collection[str]) -> Task | None:
     """What of one shard is not among the `existing` files of the dataset yet, None if nothing."""
+    corpus = plan.corpus_of(ref.stem)
+    if corpus is not None:
+        return missing_sentences(ref, corpus, plan.sentence_signals[corpus.name], existing)
     missing = tuple(p for p in plan.signals.values() if p.signal.file(ref.stem) not in existing)
     needs_spine = spine_file(ref.stem) not in existing
     return ShardTask(ref, missing, needs_spine) if missing or needs_spine else None
@@ -114,17 +122,14 @@ class _StoredSpine:
             return cls(file.footer["source_sha256"], {row["key"]: row for row in rows if row["drop_reason"] is None})
 
 
-class PreparedShard:
+class PreparedShard(Arrivals[PreparedSample]):
     """A shard whose samples arrive from the pool in order. Always exhaust or `close` it: its slots are shared."""
 
     def __init__(self, task: ShardTask, slots: threading.Semaphore) -> None:
+        super().__init__(slots)
         self.task = task
         self.counts: Counter[str] = Counter()
         self.source_sha256 = ""
-        self.is_cancelled = False
-        self._slots = slots
-        self._arrivals: queue.SimpleQueue[Future[PreparedSample] | BaseException | None] = queue.SimpleQueue()
-        self._is_exhausted = False
 
     @property
     def stem(self) -> str:
@@ -132,30 +137,10 @@ class PreparedShard:
 
     def samples(self) -> Iterator[PreparedSample]:
         """Every sample of the shard, in order. Raises what went wrong while fetching or preparing it."""
-        while (arrival := self._next()) is not None:
-            yield arrival.result()
+        return self._read()
 
-    def close(self) -> None:
-        """Gives back what has been prepared and will not be used."""
-        self.is_cancelled = True
-        try:
-            while self._next() is not None:
-                pass
-        except BaseException:
-            pass  # the shard is given up already
 
-    def _next(self) -> "Future[PreparedSample] | None":
-        if self._is_exhausted:
-            return None
-        arrival = self._arrivals.get()
-        if isinstance(arrival, Future):
-            self._slots.release()
-            return arrival
-        self._is_exhausted = True
-        self._arrivals.put(arrival)  # `close` may wait here beside the thread that reads the samples
-        if arrival is not None:
-            raise arrival
-        return None
+Prepared = PreparedShard | PreparedSentences
 
 
 class Prefetcher:
@@ -171,7 +156,7 @@ class Prefetcher:
         self._pool = ThreadPoolExecutor(workers, "prepare", initializer=torch.set_num_threads, initargs=(1,))
         self._tars = threading.Semaphore(2)
         self._stop = threading.Event()
-        self._ready: queue.SimpleQueue[PreparedShard | None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
         return self
@@ -185,18 +170,18 @@ class Prefetcher:
         self._stop.set()
         self._ready.put(None)
 
-    def shards(self, tasks: Iterable[ShardTask]) -> Iterator[PreparedShard]:
+    def shards(self, tasks: Iterable[Task]) -> Iterator[Prepared]:
         """The shards of `tasks` in order, each as soon as its turn comes.
 
         `tasks` is read by a thread, one task ahead of the samples; it may block until there is one.
         """
-        fetched: queue.SimpleQueue[tuple[ShardTask, Path | BaseException | None] | None] = queue.SimpleQueue()
+        fetched: queue.SimpleQueue[tuple[Task, Path | BaseException | None] | None] = queue.SimpleQueue()
         threading.Thread(target=self._fetch_all, args=(tasks, fetched), name="fetch", daemon=True).start()
         threading.Thread(target=self._feed_all, args=(fetched,), name="feed", daemon=True).start()
         while (shard := self._ready.get()) is not None:
             yield shard
 
-    def _fetch_all(self, tasks: Iterable[ShardTask], fetched: "queue.SimpleQueue[Any]") -> None:
+    def _fetch_all(self, tasks: Iterable[Task], fetched: "queue.SimpleQueue[Any]") -> None:
         for task in tasks:
             while not self._tars.acquire(timeout=0.5):
                 if self._stop.is_set():
@@ -210,25 +195,39 @@ class Prefetcher:
     def _feed_all(self, fetched: "queue.SimpleQueue[Any]") -> None:
         while (item := fetched.get()) is not None:
             task, path = item
-            shard = PreparedShard(task, self._slots)
+            of_text = isinstance(task, SentencesTask)
+            shard: Prepared = PreparedSentences(task, self._slots) if of_text else PreparedShard(task, self._slots)
             self._ready.put(shard)
             try:
                 if isinstance(path, BaseException):
                     raise path
-                self._feed(shard, path)
-                shard._arrivals.put(None)
+                if isinstance(shard, PreparedSentences):
+                    self._feed_sentences(shard, path)
+                else:
+                    self._feed(shard, path)
+                shard.put(None)
             except BaseException as error:  # likewise
-                shard._arrivals.put(error)
+                shard.put(error)
+            finally:
+                if isinstance(path, Path):
+                    path.unlink(missing_ok=True)
             self._tars.release()
             if self._stop.is_set():
                 break
         self._ready.put(None)
 
-    def _fetch(self, task: ShardTask) -> Path:
-        path = self.spool / f"{hashlib.sha256(task.shard.stem.encode()).hexdigest()[:16]}.tar"
+    def _fetch(self, task: Task) -> Path:
+        path = self.spool / f"{hashlib.sha256(task.shard.stem.encode()).hexdigest()[:16]}.source"
         with self.times.measure("fetch"):
             task.shard.store.download(task.shard.path, path, size=task.shard.size)
         return path
+
+    def _feed_sentences(self, shard: PreparedSentences, path: Path | None) -> None:
+        for batch in shard.read(path, self.output):
+            self._take_slot()
+            shard.put_item(batch)
+            if self._stop.is_set() or shard.is_cancelled:
+                return
 
     def _feed(self, shard: PreparedShard, path: Path | None) -> None:
         spine = None if shard.task.needs_spine else _StoredSpine.read(self.output, shard.stem)
@@ -236,14 +235,11 @@ class Prefetcher:
             assert spine is not None
             self._feed_stored(shard, spine)
             return
-        try:
-            with path.open("rb") as file:
-                shard.source_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            if spine is not None and shard.source_sha256 != spine.source_sha256:
-                raise ShardError("has changed since its spine was written; restore it, or build to another --output")
-            self._feed_source(shard, path, spine)
-        finally:
-            path.unlink(missing_ok=True)
+        with path.open("rb") as file:
+            shard.source_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if spine is not None and shard.source_sha256 != spine.source_sha256:
+            raise ShardError("has changed since its spine was written; restore it, or build to another --output")
+        self._feed_source(shard, path, spine)
 
     def _feed_stored(self, shard: PreparedShard, spine: _StoredSpine) -> None:
         shard.source_sha256 = spine.source_sha256
@@ -266,10 +262,13 @@ class Prefetcher:
                 return
 
     def _submit(self, shard: PreparedShard, prepare: Callable[..., PreparedSample], *args: Any) -> None:
+        self._take_slot()
+        shard.put(self._pool.submit(prepare, *args))
+
+    def _take_slot(self) -> None:
         while not self._slots.acquire(timeout=0.5):
             if self._stop.is_set():
                 raise RuntimeError("stopped")
-        shard._arrivals.put(self._pool.submit(prepare, *args))
 
     def _prepare(
         self, sample: Sample, sizes: dict[int, int], modalities: dict[str, ModalityConfig], must_decode: bool

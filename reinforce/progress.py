@@ -113,6 +113,9 @@ class Progress:
             + (f" ({self.num_failed} failed)" * bool(self.num_failed)),
             "samples": f"{total.num_samples:,} ({total.num_samples / elapsed_s:,.0f}/s, now {now_s:,.0f}/s)",
             "views": f"{total.num_views:,} ({total.num_views / elapsed_s:,.0f}/s)",
+            "sentences": f"{total.num_sentences:,} ({total.num_sentences / elapsed_s:,.0f}/s)"
+            if total.num_sentences
+            else "",
             "left": "" if eta_s is None else format_seconds(eta_s),
             "drops": format_counts(total.drops),
             **self._rows,

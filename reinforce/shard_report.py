@@ -7,7 +7,7 @@ from typing import Any
 
 from reinforce.sample import NullReason
 from reinforce.shards.reader import ShardFile
-from reinforce.shards.schema import Signal, spine_file
+from reinforce.shards.schema import Signal, corpus_embeddings_file, sentences_file, spine_file
 from reinforce.storage import Store
 
 
@@ -20,6 +20,10 @@ class ShardReport:
     num_kept: int = 0
     num_views: int = 0
     num_captions: int = 0
+    num_sentences: int = 0
+    """Of a file of sentences, which has no samples."""
+    num_kept_sentences: int = 0
+    num_truncated_sentences: int = 0
     drops: Counter[str] = field(default_factory=Counter)
     nulls: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
@@ -66,4 +70,17 @@ def stored_report(output: Store, stem: str, signals: Iterable[Signal]) -> ShardR
         with ShardFile(output, signal.file(stem)) as file:
             nulls = file.footer["nulls"]
             report.nulls.update({null_name(signal, reason): number for reason, number in nulls.items()})
+    return report
+
+
+def stored_sentences_report(output: Store, stem: str, teachers: Iterable[str]) -> ShardReport:
+    """The same of a file of sentences."""
+    report = ShardReport(stem)
+    with ShardFile(output, sentences_file(stem)) as file:
+        report.num_sentences, report.num_kept_sentences = file.footer["num_rows"], file.footer["num_kept"]
+        report.num_truncated_sentences = file.footer["counts"]["truncated_sentences"]
+        report.drops.update(file.footer["drops"])
+    for teacher in teachers:
+        with ShardFile(output, corpus_embeddings_file(stem, teacher)) as file:
+            report.nulls.update(file.footer["nulls"])
     return report

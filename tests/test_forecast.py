@@ -60,7 +60,7 @@ def forecast_of(
     root, refs = find_shards([str(source)])
     store = open_store(str(output))
     job = Job(config, root, store.uri, limit_samples, selection, load=load)
-    existing = existing_files(store, BuildOutline(config).wanted)
+    existing = existing_files(store, BuildOutline(config))
     console = Console(file=io.StringIO())
     return forecast(job, refs, existing, trial_s=trial_s, console=console, **options)
 

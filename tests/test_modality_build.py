@@ -30,7 +30,7 @@ from reinforce.inspection.stats import inspect_dataset
 from reinforce.inspection.verify import verify_dataset
 from reinforce.modality import load_modality
 from reinforce.plan import BuildOutline
-from reinforce.prefetch import Prefetcher, StageTimes, missing_of
+from reinforce.prefetch import Prefetcher, PreparedShard, StageTimes, missing_of
 from reinforce.runners import describe
 from reinforce.sample import Embeddings
 from reinforce.shard_report import stored_report
@@ -100,6 +100,7 @@ def test_the_bytes_of_a_modality_do_not_travel_on(built: Path, tmp_path: Path) -
     output = open_store(str(tmp_path / "out"), create=True)
     with Prefetcher(plan(), output, spool=tmp_path, workers=1, times=StageTimes()) as prefetcher:
         shard = next(iter(prefetcher.shards([task])))
+        assert isinstance(shard, PreparedShard)
         kept = [prepared for prepared in shard.samples() if prepared.drop is None]
     assert [sorted(prepared.sample.modalities) for prepared in kept[:2]] == [["depth", "thermal"], ["depth"]]
     assert not any(data for prepared in kept for data in (prepared.sample.image, *prepared.sample.modalities.values()))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reinforce.storage import StorageError, Store, find_shards, open_store
-from reinforce.storage.shard_uris import expand_braces
+from reinforce.storage.braces import expand_braces
 from tests.s3_server import S3Server, use_test_credentials
 
 PATHS = [

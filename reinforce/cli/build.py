@@ -10,9 +10,9 @@ from reinforce.config.base import ConfigError
 
 
 def build(
-    shards: ShardUris,
     output: Annotated[str, typer.Option(help="Where the dataset goes, or is already: a folder or a URI.")],
     recipe: Annotated[str, typer.Option(help="A recipe's NAME (demo, cifar10, mobileclip, ...) or FILE.")],
+    shards: ShardUris = [],  # noqa: B006
     more_shards: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     root: Annotated[str | None, typer.Option(help="The folder that shard names are relative to.")] = None,
     overrides: Overrides = [],  # noqa: B006

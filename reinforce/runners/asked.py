@@ -1,14 +1,17 @@
-"""What the arguments of a build mean: the recipe with its labels read, the shards below their root, the selection."""
+"""What the arguments of a build mean: the recipe with its labels read, the shards below their root, the selection.
+
+Files of sentences are shards, too, each with the root of its corpus.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reinforce.banks import resolve_banks
-from reinforce.config import BuildConfig, ConfigError, Recipe, load_recipe
+from reinforce.config import BuildConfig, ConfigError, CorpusConfig, Recipe, load_recipe
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.dataset import DATASET_FILE, read_document
-from reinforce.shards.schema import check_stem
-from reinforce.storage import ShardRef, find_shards, open_store
+from reinforce.shards.schema import CORPUS_FILE, check_stem, corpus_stem
+from reinforce.storage import SENTENCES, ShardRef, StorageError, Store, find_shards, open_store
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,14 @@ class Asked:
     recipe: BuildConfig
     config: BuildConfig
     source_root: str
+    corpus_roots: dict[str, str]
     refs: list[ShardRef]
+    """Of images, then of sentences."""
     selection: Selection | None
 
 
 def ask(
-    shards: str | Sequence[str],
+    shards: str | Sequence[str] | None,
     output: str,
     recipe: str | Recipe,
     root: str | None,
@@ -36,11 +41,27 @@ def ask(
     config = resolve_banks(given)
     if not config.teachers and not config.captioners:
         raise ConfigError("build.teachers: empty; a build needs at least one teacher or captioner")
-    recorded = read_document(open_store(output), DATASET_FILE)
+    if config.corpora and not config.teachers:
+        raise ConfigError(
+            f"build.corpora.{next(iter(config.corpora))}: nothing embeds it; name a teacher in build.teachers"
+        )
+    store = open_store(output)
+    recorded = read_document(store, DATASET_FILE)
     recorded_root = recorded["source_root"] if recorded else None
-    source_root, refs = _find_shards([shards] if isinstance(shards, str) else shards, root, recorded_root)
     selection = read_selection(select) if select else None
-    return Asked(given, config, source_root, _narrow(refs, selection, limit_shards), selection)
+    uris = [shards] if isinstance(shards, str) else list(shards or ())
+    if uris:
+        source_root, refs = _find_shards(uris, root, recorded_root)
+        refs = _narrow(refs, selection, limit_shards)
+    elif config.corpora and recorded_root:
+        source_root, refs = recorded_root, []
+    else:
+        why = "there is no dataset yet to add corpora to" if config.corpora else "a build needs some"
+        raise ConfigError(f"--shards: none given, and {why}: give a folder, a .tar, a pattern or @list.txt")
+    if config.corpora:
+        _refuse_corpora(refs)
+    roots, files = find_sentences(config, store, limit_shards)
+    return Asked(given, config, source_root, roots, [*refs, *files], selection)
 
 
 def _find_shards(uris: Sequence[str], root: str | None, recorded_root: str | None) -> tuple[str, list[ShardRef]]:
@@ -48,13 +69,54 @@ def _find_shards(uris: Sequence[str], root: str | None, recorded_root: str | Non
 
     How the root was reached then (`?profile=`) is no part of what it is: the URIs say how to reach it now.
     """
-    found_root, refs = find_shards(uris, root or (recorded_root.partition("?")[0] if recorded_root else None))
+    found_root, refs = find_shards(uris, root or _bare(recorded_root))
     for ref in refs:
-        try:
-            check_stem(ref.stem)
-        except ValueError as error:
-            raise ConfigError(f"--shards: {error}; rename the shard") from None
+        _check_stem(ref.stem, "--shards")
     return found_root, refs
+
+
+def find_sentences(
+    config: BuildConfig, output: Store, limit_shards: int | None = None
+) -> tuple[dict[str, str], list[ShardRef]]:
+    """The root of each corpus, and the files of all, called as they are called among shards."""
+    roots: dict[str, str] = {}
+    files: list[ShardRef] = []
+    for name, corpus in config.corpora.items():
+        roots[name], found = _find_corpus(name, corpus, output)
+        files += found[:limit_shards]
+    return roots, files
+
+
+def _find_corpus(name: str, corpus: CorpusConfig, store: Store) -> tuple[str, list[ShardRef]]:
+    """A corpus's files below its root, which is chosen as that of shards is."""
+    field = f"build.corpora.{name}"
+    recorded = read_document(store, f"corpora/{name}/{CORPUS_FILE}")
+    uris = [corpus.files] if isinstance(corpus.files, str) else corpus.files
+    try:
+        root, refs = find_shards(uris, corpus.root or _bare(recorded["source_root"] if recorded else None), SENTENCES)
+    except StorageError as error:
+        raise StorageError(f"{field}: {error}", error.errno) from None
+    for ref in refs:
+        _check_stem(ref.stem, field)
+    return root, [replace(ref, stem=corpus_stem(name, ref.stem)) for ref in refs]
+
+
+def _bare(recorded_root: str | None) -> str | None:
+    return recorded_root.partition("?")[0] if recorded_root else None
+
+
+def _check_stem(stem: str, option: str) -> None:
+    try:
+        check_stem(stem)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}; rename the shard") from None
+
+
+def _refuse_corpora(refs: Sequence[ShardRef]) -> None:
+    """Refuses shards of images that are called as files of sentences are."""
+    for ref in refs:
+        if ref.stem.startswith("corpora/"):
+            raise ConfigError(f"--shards: {ref.stem}: that is what sentences of a corpus are called; rename the folder")
 
 
 def _narrow(refs: list[ShardRef], selection: Selection | None, limit: int | None) -> list[ShardRef]:

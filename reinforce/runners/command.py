@@ -5,7 +5,7 @@ answer and the dataset is known to be of this recipe.
 """
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
@@ -22,7 +22,7 @@ from reinforce.runners.local import run_local
 from reinforce.runners.summary import BuildSummary
 from reinforce.runners.worker import Job, ShardWorker
 from reinforce.shards.reader import FormatError
-from reinforce.shards.schema import CARD_FILE, Signal, failure_file
+from reinforce.shards.schema import CARD_FILE, failure_file
 from reinforce.storage import ShardRef, StorageError, Store, open_store, preflight
 from reinforce.weights import remote_folder
 
@@ -30,7 +30,7 @@ _NUM_LISTINGS = 8
 
 
 def build(
-    shards: str | Sequence[str],
+    shards: str | Sequence[str] | None,
     output: str,
     recipe: str | Recipe,
     *,
@@ -70,6 +70,7 @@ def build(
             refs,
             store,
             source_root=source_root,
+            corpus_roots=asked.corpus_roots,
             retry_failed=retry_failed,
             address=ray,
             max_workers=max_workers,
@@ -78,7 +79,15 @@ def build(
     else:
         with console.status("loading models"):
             plan = load_plan(config, selection=selection, limit_samples=limit_samples)
-        summary = run_plan(plan, refs, store, source_root=source_root, retry_failed=retry_failed, console=console)
+        summary = run_plan(
+            plan,
+            refs,
+            store,
+            source_root=source_root,
+            corpus_roots=asked.corpus_roots,
+            retry_failed=retry_failed,
+            console=console,
+        )
     summary.suffixes = config.source.modalities
     if summary.done.num_files or summary.banks:
         _write_card(store, asked.recipe, console)
@@ -86,7 +95,7 @@ def build(
 
 
 def plan_build(
-    shards: str | Sequence[str],
+    shards: str | Sequence[str] | None,
     output: str,
     recipe: str | Recipe,
     *,
@@ -108,7 +117,7 @@ def plan_build(
     """
     asked = ask(shards, output, recipe, root, overrides, select, limit_shards)
     job = Job(asked.config, asked.source_root, open_store(output).uri, limit_samples, asked.selection)
-    existing = existing_files(open_store(output), BuildOutline(asked.config).wanted)
+    existing = existing_files(open_store(output), BuildOutline(asked.config))
     return forecast(
         job,
         _retried(asked.refs, existing) if retry_failed else asked.refs,
@@ -127,6 +136,7 @@ def run_plan(
     output: Store,
     *,
     source_root: str,
+    corpus_roots: Mapping[str, str] | None = None,
     retry_failed: bool = False,
     console: Console,
 ) -> BuildSummary:
@@ -136,8 +146,9 @@ def run_plan(
     """
     output.sweep_temporaries()
     plan.record_dataset(output, source_root)
+    _record_corpora(plan, output, corpus_roots or {})
     plan.record_signals(output)
-    existing = existing_files(output, plan.signals)
+    existing = existing_files(output, plan)
     refs = _retried(refs, existing) if retry_failed else refs
     missing_banks = missing_bank_files(output, plan.config, [teacher.name for teacher in plan.teachers])
     start = time.perf_counter()
@@ -157,6 +168,7 @@ def run_outline(
     output: Store,
     *,
     source_root: str,
+    corpus_roots: Mapping[str, str] | None = None,
     retry_failed: bool = False,
     address: str,
     max_workers: int | None = None,
@@ -171,19 +183,27 @@ def run_outline(
 
     output.sweep_temporaries()
     outline.record_dataset(output, source_root)
+    _record_corpora(outline, output, corpus_roots or {})
     record_banks(output, outline.config)
-    existing = existing_files(output, outline.wanted)
+    existing = existing_files(output, outline)
     refs = _retried(refs, existing) if retry_failed else refs
     missing_banks = missing_bank_files(output, outline.config, outline.config.teachers)
     missing = [ref for ref in refs if not outline.is_complete(ref.stem, existing)]
     failed_before = _failed_before(output, refs, {ref.stem for ref in missing}, existing)
     summary = run_ray(
         missing,
-        Job(outline.config, source_root, output.uri, outline.limit_samples, outline.selection),
+        Job(
+            outline.config,
+            source_root,
+            output.uri,
+            outline.limit_samples,
+            outline.selection,
+            corpus_roots=dict(corpus_roots or {}),
+        ),
         output,
         console,
         address=address,
-        uris=[source_root, output.uri, *_model_uris(outline.config)],
+        uris=[source_root, *(corpus_roots or {}).values(), output.uri, *_model_uris(outline.config)],
         max_workers=max_workers,
         failed_before=failed_before,
         needs_start=bool(missing_banks),
@@ -194,12 +214,19 @@ def run_outline(
     return _complete(summary, len(refs))
 
 
-def existing_files(output: Store, signals: Iterable[Signal]) -> set[str]:
-    """The files of spines, of these signals and of failures that are in the dataset.
+def _record_corpora(outline: BuildOutline, output: Store, roots: Mapping[str, str]) -> None:
+    """Creates each `corpus.json`, or compares. Raises `DatasetMismatchError`."""
+    for name, root in roots.items():
+        outline.corpora[name].record(output, root)
+
+
+def existing_files(output: Store, outline: BuildOutline) -> set[str]:
+    """The files of spines, of the build's signals and corpora and of failures that are in the dataset.
 
     A bucket is listed folder by folder at the same time: each page of a listing waits for the one before.
     """
-    folders = ["samples", "failures", *(signal.folder for signal in signals)]
+    folders = ["samples", "failures", *(signal.folder for signal in outline.wanted)]
+    folders += [folder for corpus in outline.corpora.values() for folder in corpus.folders]
     with ThreadPoolExecutor(1 if output.uri.startswith("file:") else _NUM_LISTINGS) as pool:
         return {info.path for infos in pool.map(lambda folder: list(output.list(folder)), folders) for info in infos}
 

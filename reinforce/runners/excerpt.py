@@ -99,7 +99,7 @@ class Feed:
             if path.startswith((f"{SPINE}/", "captions/")) and not copy_file(self._output, path, self._mirror):
                 raise FileNotFoundError(self._output.uri_of(path))
         task = missing_of(ShardRef(self._source, lease.path, stem, lease.size), self._plan, existing)
-        assert task is not None
+        assert isinstance(task, ShardTask)
         if task.needs_source:
             self.needs_source = True
             task = replace(task, shard=self._fetch(lease))

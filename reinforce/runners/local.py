@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from reinforce.builder import OpenShard, compute, open_shards
+from reinforce.builder import Opened, compute, open_shards
 from reinforce.plan import BuildPlan
-from reinforce.prefetch import Prefetcher, ShardTask, StageTimes
+from reinforce.prefetch import Prefetcher, StageTimes, Task
 from reinforce.progress import Progress
 from reinforce.runners.failures import MAX_ATTEMPTS, Failure
 from reinforce.runners.ledger import Ledger
@@ -22,7 +22,7 @@ from reinforce.weights import ModelError
 
 
 def run_local(
-    tasks: Sequence[ShardTask],
+    tasks: Sequence[Task],
     plan: BuildPlan,
     output: Store,
     console: Console,
@@ -59,12 +59,12 @@ class _LocalRun:
     num_open: int
     reasons: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def attempt(self, tasks: Sequence[ShardTask], attempt: int) -> list[ShardTask]:
+    def attempt(self, tasks: Sequence[Task], attempt: int) -> list[Task]:
         """Builds shards; returns those to try again."""
         times = self.ledger.progress.times
         workers = self.plan.config.workers or max(1, len(os.sched_getaffinity(0)) - self.plan.config.threads)
-        retry: list[ShardTask] = []
-        ended: list[tuple[ShardTask, Future[ShardReport]]] = []
+        retry: list[Task] = []
+        ended: list[tuple[Task, Future[ShardReport]]] = []
 
         def settle(most_waiting: int) -> None:
             while ended and (len(ended) > most_waiting or ended[0][1].done()):
@@ -86,7 +86,7 @@ class _LocalRun:
             settle(most_waiting=0)
         return retry
 
-    def _start(self, opened: OpenShard | Exception, on_batch: Callable[[ShardReport], None]) -> "Future[ShardReport]":
+    def _start(self, opened: Opened | Exception, on_batch: Callable[[ShardReport], None]) -> "Future[ShardReport]":
         """Computes a shard and lets its commit begin; what goes wrong is in the future."""
         try:
             if isinstance(opened, Exception):
@@ -96,9 +96,9 @@ class _LocalRun:
             failed: Future[ShardReport] = Future()
             failed.set_exception(error)
             return failed
-        return self.committing.submit(opened.work.commit)
+        return self.committing.submit(opened.commit)
 
-    def _settle(self, task: ShardTask, future: "Future[ShardReport]", attempt: int) -> list[ShardTask]:
+    def _settle(self, task: Task, future: "Future[ShardReport]", attempt: int) -> list[Task]:
         """Notes how a shard ended; raises what would go wrong with any shard. Returns it if it is to be tried again."""
         stem = task.shard.stem
         try:

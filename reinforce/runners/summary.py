@@ -31,11 +31,10 @@ def describe(summary: BuildSummary) -> str:
     done = summary.done
     finished = summary.num_shards - len(summary.failed) - summary.num_left
     lines = [f"{finished} of {summary.num_shards} shards complete ({summary.num_complete_before} were before this run)"]
-    if done.num_samples:
-        lines.append(
-            f"{done.num_samples:,} samples, {done.num_kept:,} kept, {done.num_views:,} views, {done.num_captions:,} "
-            f"captions; {done.num_files:,} files, {done.num_bytes / 1e6:,.1f} MB in {format_seconds(summary.elapsed_s)}"
-        )
+    work = _describe_work(done)
+    if work:
+        written = f"{done.num_files:,} files, {done.num_bytes / 1e6:,.1f} MB in {format_seconds(summary.elapsed_s)}"
+        lines.append("; ".join([*work, written]))
     lines += summary.banks
     for name, counts in (("dropped", done.drops), ("null", done.nulls), ("left out", done.counts)):
         if +counts:
@@ -50,3 +49,16 @@ def describe(summary: BuildSummary) -> str:
     if summary.stopped:
         lines.append(f"stopped: {summary.stopped}")
     return "\n".join(lines)
+
+
+def _describe_work(done: ShardReport) -> list[str]:
+    work = []
+    if done.num_samples:
+        work.append(
+            f"{done.num_samples:,} samples, {done.num_kept:,} kept, {done.num_views:,} views, {done.num_captions:,} "
+            "captions"
+        )
+    if done.num_sentences:
+        cut = f", {done.num_truncated_sentences:,} of them cut" * bool(done.num_truncated_sentences)
+        work.append(f"{done.num_sentences:,} sentences, {done.num_kept_sentences:,} kept{cut}")
+    return work

@@ -19,7 +19,7 @@ from reinforce.banks import record_banks
 from reinforce.builder import reinforce_images
 from reinforce.config import ConfigError
 from reinforce.plan import BuildOutline, BuildPlan
-from reinforce.prefetch import Prefetcher, ShardTask, StageTimes
+from reinforce.prefetch import Prefetcher, PreparedShard, ShardTask, StageTimes
 from reinforce.runners.excerpt import MAX_FAILURES, Excerpt, Feed, copy_file, file_of
 from reinforce.runners.failures import Failure
 from reinforce.runners.worker import Job, Lease
@@ -222,6 +222,7 @@ class _Run:
         feed = self._feed
         with Prefetcher(self._plan, self._mirror, spool=self._spool, workers=workers, times=meter) as prefetcher:
             for shard in prefetcher.shards(feed.tasks()):
+                assert isinstance(shard, PreparedShard)
                 excerpt = Excerpt(shard, self._plan.config.batch_size, lambda: self._is_enough)
                 try:
                     report = reinforce_images(

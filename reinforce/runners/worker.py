@@ -20,16 +20,14 @@ from typing import Any, Protocol
 import torch
 
 from reinforce.banks import write_banks
-from reinforce.builder import compute, open_shards
+from reinforce.builder import Opened, compute, open_shards
 from reinforce.config import BuildConfig
 from reinforce.plan import BuildPlan, load_plan
-from reinforce.prefetch import Prefetcher, ShardTask, StageTimes, missing_of
+from reinforce.prefetch import Prefetcher, StageTimes, Task, missing_of
 from reinforce.runners.failures import Failure
 from reinforce.selection import Selection
-from reinforce.shard_report import ShardReport, stored_report
-from reinforce.shard_work import ShardWork
-from reinforce.shards.schema import spine_file
-from reinforce.storage import Carried, ShardRef, accept, open_spool, open_store
+from reinforce.shard_report import ShardReport, stored_report, stored_sentences_report
+from reinforce.storage import Carried, ShardRef, Store, accept, open_spool, open_store
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class Job:
     num_prepare: int = 1
     """Threads that decode and render."""
     load: Callable[..., BuildPlan] = load_plan
+    corpus_roots: dict[str, str] = field(default_factory=dict)
+    """Where the files of each corpus are, by its name."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class ShardWorker:
             with self._times.measure("start"):
                 self._plan = job.load(job.config, selection=job.selection, limit_samples=job.limit_samples)
                 self._source, self._output = open_store(job.source_root), open_store(job.output)
+                self._corpora = {name: open_store(root) for name, root in job.corpus_roots.items()}
                 # Another model under the same name, on this node only, would be refused here.
                 self._plan.record_signals(self._output)
                 write_banks(self._output, job.config, self._plan.teachers)
@@ -127,7 +128,8 @@ class ShardWorker:
 
     def status(self) -> Status:
         report = self._report
-        progress = (self._num_finished, report.num_samples, report.num_views, report.num_captions, self._num_spooled())
+        counts = (report.num_samples, report.num_views, report.num_captions, report.num_sentences)
+        progress = (self._num_finished, *counts, self._num_spooled())
         seconds = dict(self._times.seconds)
         stages = tuple(self._times.running())
         report, totals = deepcopy(report), deepcopy(self._totals)  # the models' thread goes on changing them
@@ -158,15 +160,15 @@ class ShardWorker:
                 else:
                     if committing is not None:
                         committing.result()  # at most one shard waits in the spool
-                    committing = pool.submit(self._commit, opening.work)
+                    committing = pool.submit(self._commit, opening)
                 self._stem, self._report = None, ShardReport("")
 
-    def _commit(self, work: ShardWork) -> None:
+    def _commit(self, opened: Opened) -> None:
         """Publishes a shard, while the next one is computed."""
         try:
-            self._finish(work.report.stem, work.commit())
+            self._finish(opened.report.stem, opened.commit())
         except Exception as error:
-            self._finish(work.report.stem, Failure.of(error))
+            self._finish(opened.report.stem, Failure.of(error))
 
     def _finish(self, stem: str, result: ShardReport | Failure) -> None:
         if isinstance(result, ShardReport):
@@ -178,31 +180,41 @@ class ShardWorker:
     def _on_batch(self, report: ShardReport) -> None:
         self._report = report
 
-    def _tasks(self) -> Iterator[ShardTask]:
+    def _tasks(self) -> Iterator[Task]:
         """What there is to do of each leased shard; a lease with nothing to do is answered at once."""
         while True:
             lease, future = self._queue.get()
-            found = self._look_at(ShardRef(self._source, lease.path, lease.stem, lease.size))
-            if isinstance(found, ShardTask):
+            found = self._look_at(ShardRef(self._root_of(lease.stem), lease.path, lease.stem, lease.size))
+            if isinstance(found, Task):
                 self._futures[lease.stem] = future
                 yield found
             else:
                 future.set_result(found)
 
-    def _look_at(self, ref: ShardRef) -> ShardTask | ShardReport | Failure:
+    def _root_of(self, stem: str) -> Store:
+        corpus = self._plan.corpus_of(stem)
+        return self._corpora[corpus.name] if corpus else self._source
+
+    def _look_at(self, ref: ShardRef) -> Task | ShardReport | Failure:
         """What is missing of a shard now: another driver, or a worker thought dead, may have built it.
 
         It may have died before it could report, so that the samples are counted from the files.
         """
         try:
-            return self._missing(ref) or stored_report(self._output, ref.stem, self._plan.signals)
+            return self._missing(ref) or self._stored_report(ref.stem)
         except Exception as error:
             return Failure.of(error)
 
-    def _missing(self, ref: ShardRef) -> ShardTask | None:
-        files = [spine_file(ref.stem), *(signal.file(ref.stem) for signal in self._plan.signals)]
+    def _missing(self, ref: ShardRef) -> Task | None:
         with self._times.measure("fetch"):
-            return missing_of(ref, self._plan, {path for path in files if self._output.exists(path)})
+            existing = {path for path in self._plan.files_of(ref.stem) if self._output.exists(path)}
+            return missing_of(ref, self._plan, existing)
+
+    def _stored_report(self, stem: str) -> ShardReport:
+        corpus = self._plan.corpus_of(stem)
+        if corpus is not None:
+            return stored_sentences_report(self._output, stem, corpus.teacher_names)
+        return stored_report(self._output, stem, self._plan.signals)
 
     def _num_spooled(self) -> int:
         """Bytes in the spool: they change while a tar arrives."""

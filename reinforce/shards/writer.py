@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float16
 
-from reinforce.sample import ModalityImage
+from reinforce.sample import ModalityImage, Sentence
 from reinforce.shards.digests import seal_file, unsealed
 from reinforce.shards.schema import (
     CAPTIONS_SCHEMA,
     FOOTER_KEY,
     MAX_ROW_GROUP_ROWS,
     MODALITY_SCHEMA,
+    SENTENCES_SCHEMA,
     SPINE_SCHEMA,
     canonical_json,
     embeddings_schema,
@@ -84,6 +85,20 @@ class ShardFileWriter:
 def spine_batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
     """Rows of the spine, one dict a sample, by column name."""
     return pa.RecordBatch.from_pylist(rows, SPINE_SCHEMA)
+
+
+def sentences_batch(sentences: list[Sentence]) -> pa.RecordBatch:
+    """Rows of the spine of a file of sentences."""
+    rows = [
+        {
+            "key": sentence.key,
+            "text": None if sentence.drop else sentence.text,
+            "drop_reason": sentence.drop.reason.value if sentence.drop else None,
+            "drop_detail": sentence.drop.detail if sentence.drop else None,
+        }
+        for sentence in sentences
+    ]
+    return pa.RecordBatch.from_pylist(rows, SENTENCES_SCHEMA)
 
 
 def captions_batch(keys: list[str], captions: list[list[str] | None]) -> pa.RecordBatch:

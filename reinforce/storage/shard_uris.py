@@ -1,4 +1,4 @@
-"""From what the user types to the shards it means.
+"""From what the user types to the shards it means, of images in tars or of sentences in files.
 
 A shard URI is a folder or prefix (all `*.tar` below it), one `.tar`, a brace pattern, a glob, or `@list.txt` with one
 of these a line. The stem of a shard is its path below the source root, without `.tar`. As in a shell, wildcards do not
@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import pairwise, product
 
+from .braces import expand_braces
 from .location import Location, parse_location
 from .store import ObjectInfo, StorageError, Store, check_path
 
@@ -22,8 +22,30 @@ MANY_SIBLINGS = 8
 
 _WILDCARD = re.compile(r"[*?\[]")
 
-MOST_MEMBERS = 1_000_000
-"""A brace pattern that expands to more is a typing error."""
+
+@dataclass(frozen=True, slots=True)
+class FileKind:
+    """What is looked for: how names end, the longest endings first, and what messages call it."""
+
+    suffixes: tuple[str, ...]
+    noun: str
+    one: str
+    any: str
+    root: str
+
+    def suffix(self, path: str) -> str:
+        """How a file's name ends; empty for a file of another kind."""
+        return next((suffix for suffix in self.suffixes if path.endswith(suffix)), "")
+
+
+TARS = FileKind((".tar",), "shard", "a .tar", "*.tar", "--root")
+SENTENCES = FileKind(
+    (".jsonl.zst", ".jsonl.gz", ".txt.zst", ".txt.gz", ".parquet", ".jsonl", ".txt"),
+    "file of sentences",
+    "a .txt, .jsonl or .parquet (the first two also with .gz or .zst)",
+    "*.txt, *.jsonl or *.parquet",
+    "root",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,39 +74,41 @@ class _Request:
     globs: tuple[str, ...] = ()
 
 
-def find_shards(uris: Sequence[str], root: str | None = None) -> tuple[str, list[ShardRef]]:
+def find_shards(uris: Sequence[str], root: str | None = None, kind: FileKind = TARS) -> tuple[str, list[ShardRef]]:
     """The source root's URI and the shards, by stem.
 
     The root is `root`, or the deepest folder that holds everything asked for: a folder asked for is its own root, a
-    pattern's is the part before its first special character. Shards outside the root, or named twice, are refused.
+    pattern's is the part before its first special character. Shards outside the root, or with one stem, are refused.
     """
-    requests = [_request(location) for location in _read_lists(uris)]
+    requests = [_request(location, kind) for location in _read_lists(uris)]
     if not requests:
-        raise StorageError("no shards: give a folder, a .tar, a pattern or @list.txt")
+        raise StorageError(f"no {kind.noun}s: give a folder, {kind.one}, a pattern or @list.txt")
     first = requests[0].given
     for request in requests:
         _check_same_bucket(first, request.given)
     root_location = _root(requests, root)
-    listing = _Listing(first)
+    listing = _Listing(first, kind)
     found: dict[str, int] = {}
     for request in requests:
         for info in listing.shards(request):
             if info.path in found:
-                raise StorageError(f"{first.at(info.path).uri} is named twice: two shards with one stem")
+                raise StorageError(f"{first.at(info.path).uri} is named twice: two {kind.noun}s with one stem")
             found[info.path] = info.size
     store = root_location.open()
-    return store.uri, sorted((_shard(store, root_location, path, size) for path, size in found.items()), key=_by_stem)
+    shards: dict[str, ShardRef] = {}
+    for path, size in found.items():
+        shard = _shard(store, root_location, path, size, kind)
+        if shard.stem in shards:
+            raise StorageError(f"{shards[shard.stem].uri} and {shard.uri} have one stem: rename one of them")
+        shards[shard.stem] = shard
+    return store.uri, [shards[stem] for stem in sorted(shards)]
 
 
-def _by_stem(shard: ShardRef) -> str:
-    return shard.stem
-
-
-def _shard(store: Store, root: Location, path: str, size: int) -> ShardRef:
+def _shard(store: Store, root: Location, path: str, size: int, kind: FileKind) -> ShardRef:
     if root.path and not path.startswith(f"{root.path}/"):
-        raise StorageError(f"{root.at(path).uri} is outside the source root {root.uri}: pass --root")
+        raise StorageError(f"{root.at(path).uri} is outside the source root {root.uri}: pass {kind.root}")
     below = check_path(path[len(root.path) + 1 :] if root.path else path)
-    return ShardRef(store, below, below.removesuffix(".tar"), size)
+    return ShardRef(store, below, below.removesuffix(kind.suffix(below)), size)
 
 
 def _read_lists(uris: Iterable[str]) -> Iterator[Location]:
@@ -106,22 +130,22 @@ def _reason(error: Exception) -> str:
     return "no such file" if isinstance(error, FileNotFoundError) else "it is not UTF-8 text"
 
 
-def _request(given: Location) -> _Request:
+def _request(given: Location, kind: FileKind) -> _Request:
     path = given.path
     is_folder, is_file = (given.is_local and check(f"/{path}") for check in (os.path.isdir, os.path.isfile))
     special = re.search(r"[*?\[{]", path)
     # What exists is meant, also with brackets in its name: a shell hands over such names as they are.
     if special is None or is_folder or is_file:
-        if path.endswith(".tar") and not is_folder:
+        if kind.suffix(path) and not is_folder:
             return _Request(given, _parent(path), files=(path,))
         if is_file:
-            raise StorageError(f"{given.uri} is not a .tar; a list of shards is given as @FILE")
+            raise StorageError(f"{given.uri} is not {kind.one}; a list of {kind.noun}s is given as @FILE")
         return _Request(given, path, folders=(path,))
     members = expand_braces(path)
     globs = tuple(member for member in members if _WILDCARD.search(member))
     names = [member for member in members if not _WILDCARD.search(member)]
-    files = tuple(name for name in names if name.endswith(".tar"))
-    folders = tuple(name for name in names if not name.endswith(".tar"))
+    files = tuple(name for name in names if kind.suffix(name))
+    folders = tuple(name for name in names if not kind.suffix(name))
     return _Request(given, _parent(path[: special.start()]), files, folders, globs)
 
 
@@ -149,7 +173,8 @@ def _check_same_bucket(one: Location, other: Location) -> None:
 class _Listing:
     """Looks things up in one bucket, or one machine's files, and lists no folder twice."""
 
-    def __init__(self, anywhere: Location) -> None:
+    def __init__(self, anywhere: Location, kind: FileKind) -> None:
+        self._kind = kind
         self._bucket, self._store = anywhere.at(""), anywhere.at("").open()
         self._listed: dict[tuple[str, bool], list[ObjectInfo]] = {}
 
@@ -182,15 +207,20 @@ class _Listing:
     def _below(self, folder: str) -> list[ObjectInfo]:
         start = len(folder) + 1 if folder else 0
         listed = self._list(folder, recursive=True)
-        return [info for info in listed if _matches(info.path[start:].split("/"), ("**", "*.tar"))]
+        return [
+            info
+            for info in listed
+            if self._kind.suffix(info.path) and _matches(info.path[start:].split("/"), ("**", "*"))
+        ]
 
     def _matching(self, glob: str) -> list[ObjectInfo]:
         wildcard = _WILDCARD.search(glob)
         assert wildcard is not None
         folder = _parent(glob[: wildcard.start()])
-        is_flat = glob.endswith(".tar") and "/" not in glob[wildcard.start() :]
+        is_flat = bool(self._kind.suffix(glob)) and "/" not in glob[wildcard.start() :]
         pattern = glob.split("/")
-        return [info for info in self._list(folder, recursive=not is_flat) if _means(pattern, info.path.split("/"))]
+        listed = self._list(folder, recursive=not is_flat)
+        return [info for info in listed if self._kind.suffix(info.path) and _means(pattern, info.path.split("/"))]
 
     def _list(self, folder: str, recursive: bool) -> list[ObjectInfo]:
         if (folder, recursive) not in self._listed:
@@ -198,23 +228,20 @@ class _Listing:
         return self._listed[folder, recursive]
 
     def _describe(self, request: _Request, count: int, missing: Sequence[str]) -> str:
-        given = request.given
+        given, kind = request.given, self._kind
         if count > 1:
             few = ", ".join(self._bucket.at(member).uri for member in missing[:3])
-            return (
-                f"{len(missing)} of {count} members of {given.uri} have no shard: {few}{', ...' * (len(missing) > 3)}"
-            )
+            more = ", ..." * (len(missing) > 3)
+            return f"{len(missing)} of {count} members of {given.uri} have no {kind.noun}: {few}{more}"
         if request.globs:
-            return f"no *.tar matches {given.uri}"
+            return f"no {kind.any} matches {given.uri}"
         if given.is_local and not os.path.exists(f"/{given.path}"):
             return f"no such file or folder: {given.uri}"
-        return f"no such object: {given.uri}" if request.files else f"no *.tar below {given.uri}"
+        return f"no such object: {given.uri}" if request.files else f"no {kind.any} below {given.uri}"
 
 
 def _means(pattern: Sequence[str], parts: Sequence[str]) -> bool:
     """Whether the glob means this shard: by its own name, or by a folder above it, as it would through a shell."""
-    if not parts[-1].endswith(".tar"):
-        return False
     return any(
         _matches(parts[:depth], pattern) and not any(part.startswith(".") for part in parts[depth:])
         for depth in range(len(parts), 0, -1)
@@ -231,49 +258,3 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if not parts or (parts[0].startswith(".") and not pattern[0].startswith(".")):
         return False
     return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """`{a,b}`, `{000..127}` and `{0..10..2}`, nested and combined, in the order of a shell."""
-    start = pattern.find("{")
-    if start < 0:
-        return [pattern]
-    end, commas = _closing(pattern, start)
-    body = pattern[start + 1 : end]
-    if commas:
-        cuts = [start, *commas, end]
-        choices = [pattern[a + 1 : b] for a, b in pairwise(cuts)]
-        inner = [choice for text in choices for choice in expand_braces(text)]
-    else:
-        inner = _range(pattern, body)
-    tails = expand_braces(pattern[end + 1 :])
-    if len(inner) * len(tails) > MOST_MEMBERS:
-        raise StorageError(f"{pattern} means more than {MOST_MEMBERS} shards: check the range")
-    return [f"{pattern[:start]}{middle}{tail}" for middle, tail in product(inner, tails)]
-
-
-def _closing(pattern: str, start: int) -> tuple[int, list[int]]:
-    """Where the brace at `start` closes, and its own commas."""
-    depth = 0
-    commas: list[int] = []
-    for position in range(start, len(pattern)):
-        character = pattern[position]
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return position, commas
-        if character == "," and depth == 1:
-            commas.append(position)
-    raise StorageError(f"{pattern} has a brace that is not closed")
-
-
-def _range(pattern: str, body: str) -> list[str]:
-    bounds = re.fullmatch(r"([0-9]+)\.\.([0-9]+)(?:\.\.([0-9]+))?", body)
-    if bounds is None or bounds[3] == "0":
-        raise StorageError(f"{pattern}: braces hold a range like {{000..127}} or a list like {{a,b}}, not {{{body}}}")
-    first, last, step = int(bounds[1]), int(bounds[2]), int(bounds[3] or 1)
-    if abs(last - first) // step >= MOST_MEMBERS:
-        raise StorageError(f"{pattern} means more than {MOST_MEMBERS} shards: check the range")
-    is_padded = any(len(bound) > 1 and bound[0] == "0" for bound in (bounds[1], bounds[2]))
-    width = max(len(bounds[1]), len(bounds[2])) if is_padded else 0
-    numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
-    return [f"{number:0{width}d}" for number in numbers]

@@ -26,7 +26,7 @@ from xml.sax.saxutils import escape
 from reinforce.captioners import FakeCaptioner
 from reinforce.config import BuildConfig
 from reinforce.plan import BuildPlan
-from reinforce.prefetch import ShardTask, missing_of
+from reinforce.prefetch import Task, missing_of
 from reinforce.runners import asked, command
 from reinforce.shards.dataset import DATASET_FILE, read_document
 from reinforce.shards.schema import failure_file, spine_file
@@ -80,7 +80,7 @@ class Stages:
         return answer
 
 
-def plan_a_resume(source: str, output: Store, plan: BuildPlan, stages: Stages) -> list[ShardTask]:
+def plan_a_resume(source: str, output: Store, plan: BuildPlan, stages: Stages) -> list[Task]:
     """What `build` does before it computes, but for loading models."""
 
     def compare_documents() -> None:
@@ -88,7 +88,7 @@ def plan_a_resume(source: str, output: Store, plan: BuildPlan, stages: Stages) -
         plan.record_dataset(output, source)
         plan.record_signals(output)
 
-    def subtract() -> tuple[list[ShardTask], set[str]]:
+    def subtract() -> tuple[list[Task], set[str]]:
         tasks = [task for ref in refs if (task := missing_of(ref, plan, existing))]
         return tasks, {task.shard.stem for task in tasks if failure_file(task.shard.stem) in existing}
 
@@ -96,7 +96,7 @@ def plan_a_resume(source: str, output: Store, plan: BuildPlan, stages: Stages) -
     _, refs = stages.measure("find the shards", lambda: asked._find_shards([source], None, None))
     refs = asked._narrow(refs, None, None)
     stages.measure("sweep temporaries", output.sweep_temporaries)
-    existing = stages.measure("list the output", lambda: command.existing_files(output, plan.signals))
+    existing = stages.measure("list the output", lambda: command.existing_files(output, plan))
     tasks, _ = stages.measure("subtract, one machine", subtract)
     stems = stages.measure(
         "subtract, Ray driver", lambda: [ref.stem for ref in refs if not plan.is_complete(ref.stem, existing)]

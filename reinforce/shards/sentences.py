@@ -1,0 +1,161 @@
+"""One local file of sentences as records: lines of text, a JSON object a line, or rows of Parquet.
+
+Read as a stream: in memory are 16 MiB of a line, or some rows of one column, and a digest a distinct sentence (about
+100 bytes), by which exact duplicates are found. A file that is cut or damaged is an error, never a shorter one.
+"""
+
+import codecs
+import gzip
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reinforce.config import CorpusConfig
+from reinforce.sample import Drop, DropReason, Sentence
+from reinforce.shards.source import ShardError
+
+MAX_LINE_BYTES = 16 * 1024**2
+"""What is looked at of a line: a longer one is too long a sentence, whatever comes after."""
+
+_ROWS_AT_ONCE = 1024
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """The bytes of a record's text. `is_whole` is false of a line that is longer than what is looked at."""
+
+    data: bytes
+    is_whole: bool = True
+
+
+def read_sentences(path: Path, suffix: str, config: CorpusConfig, *, limit: int | None = None) -> Iterator[Sentence]:
+    """Every record of a file once, in order; those past the first `limit` are dropped as `not_selected`.
+
+    `suffix` says what the file is, such as `.txt.gz`. Raises `ShardError` where it is cut, damaged or empty, or has no
+    such column.
+    """
+    number, seen = 0, set[bytes]()
+    with _damage():
+        for number, record in enumerate(_records(path, suffix, config.column), start=1):
+            if limit is not None and number > limit:
+                yield Sentence(str(number), drop=Drop(DropReason.NOT_SELECTED, f"after the first {limit} records"))
+            elif isinstance(record, Drop):
+                yield Sentence(str(number), drop=record)
+            else:
+                yield _sentence(str(number), record, config, seen)
+    if number == 0:
+        raise ShardError("holds no sentences: it has no records")
+
+
+def _sentence(key: str, record: _Record, config: CorpusConfig, seen: set[bytes]) -> Sentence:
+    """A record's text as a sentence, or why it is none. `seen` are the digests of those before it, and then its own."""
+    try:
+        # Of a line that is not whole the last character may be cut in two.
+        text, _ = codecs.utf_8_decode(record.data, "strict", record.is_whole)
+    except UnicodeDecodeError as error:
+        return Sentence(key, drop=Drop(DropReason.NOT_UTF8, f"at byte {error.start}"))
+    text = text.strip()
+    is_cut = not record.is_whole or len(text) > config.max_characters
+    if not text and record.is_whole:
+        return Sentence(key, drop=Drop(DropReason.EMPTY_SENTENCE))
+    if is_cut and (config.too_long == "drop" or len(text) < config.max_characters):
+        size = f"{len(text)} characters" if record.is_whole else f"more than {MAX_LINE_BYTES} bytes"
+        return Sentence(key, drop=Drop(DropReason.TOO_LONG_SENTENCE, size))
+    text = text[: config.max_characters].rstrip()
+    digest = hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest()
+    if digest in seen:
+        return Sentence(key, drop=Drop(DropReason.DUPLICATE_SENTENCE))
+    seen.add(digest)
+    return Sentence(key, text, is_cut)
+
+
+def _records(path: Path, suffix: str, column: str) -> Iterator[_Record | Drop]:
+    if suffix == ".parquet":
+        yield from _rows(path, column)
+        return
+    with _open(path, suffix) as file:
+        lines = _lines(file)
+        yield from (_field(line, column) for line in lines) if suffix.startswith(".jsonl") else lines
+
+
+def _open(path: Path, suffix: str) -> BinaryIO:
+    """The file's content, decompressed on the way."""
+    if suffix.endswith(".gz"):
+        return io.BufferedReader(cast(io.RawIOBase, gzip.open(path)))
+    if suffix.endswith(".zst"):
+        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+    return path.open("rb")
+
+
+def _lines(file: BinaryIO) -> Iterator[_Record]:
+    line = file.readline(MAX_LINE_BYTES + 1).removeprefix(codecs.BOM_UTF8)
+    while line:
+        is_whole = line.endswith(b"\n") or len(line) <= MAX_LINE_BYTES
+        yield _Record(line, is_whole)
+        if not is_whole:
+            while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+        line = file.readline(MAX_LINE_BYTES + 1)
+
+
+def _field(line: _Record, name: str) -> _Record | Drop:
+    """The string in a field of a JSON object."""
+    if not line.is_whole:
+        return Drop(DropReason.TOO_LONG_SENTENCE, f"a line of more than {MAX_LINE_BYTES} bytes")
+    if not line.data.strip():
+        return line
+    try:
+        value = json.loads(line.data.decode())
+    except UnicodeDecodeError as error:
+        return Drop(DropReason.NOT_UTF8, f"at byte {error.start}")
+    except (ValueError, RecursionError):
+        return Drop(DropReason.NOT_A_SENTENCE, "not JSON")
+    if not isinstance(value, dict):
+        return Drop(DropReason.NOT_A_SENTENCE, "not a JSON object")
+    if not isinstance(value.get(name), str):
+        return Drop(DropReason.NOT_A_SENTENCE, f"{name} is no string" if name in value else f"no {name}")
+    try:
+        return _Record(value[name].encode())
+    except UnicodeEncodeError:
+        return Drop(DropReason.NOT_UTF8, "half of a surrogate pair")
+
+
+def _rows(path: Path, column: str) -> Iterator[_Record | Drop]:
+    """One column of a Parquet file, some rows at a time."""
+    with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=1024**2) as file:
+        schema = file.schema_arrow
+        index = schema.get_field_index(column)
+        if index < 0:
+            raise ShardError(f"has no column {column}; it has {', '.join(schema.names)[:200]}")
+        if not _is_text(schema.field(index).type):
+            raise ShardError(f"has no strings in column {column}: it is of type {schema.field(index).type}")
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column], use_threads=False):
+            values = batch.column(0)
+            values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+            for value in values.cast(pa.large_binary()).to_pylist():
+                yield Drop(DropReason.NOT_A_SENTENCE, "null") if value is None else _Record(value)
+
+
+def _is_text(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """What a file that is cut or damaged raises while it is read, as a `ShardError`."""
+    try:
+        yield
+    except (EOFError, OSError, zlib.error, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ShardError(f"is cut or damaged ({reason})") from None
