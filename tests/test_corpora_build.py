@@ -27,9 +27,9 @@ def plan_of(files: Any, teachers: list[Teacher] | None = None, **fields: Any) ->
 def build(plan: BuildPlan, output: Path | str, **options: Any) -> BuildSummary:
     """Builds the corpora of a plan, and no images."""
     store = open_store(str(output), create=True)
-    roots, refs = find_sentences(plan.config, store)
+    found = find_sentences(plan.config, store)
     given = dict[str, Any](source_root="file:///nowhere", console=Console(file=io.StringIO())) | options
-    return run_plan(plan, refs, store, corpus_roots=roots, **given)
+    return run_plan(plan, found.refs, store, corpus_roots=found.roots, **given)
 
 
 def write_lines(path: Path, lines: list[str]) -> Path:

@@ -28,7 +28,7 @@ def shard(uri: str) -> ShardRef:
 
 def test_a_good_store_is_left_as_it_was(server: S3Server, proxy: FaultyProxy, bucket: str) -> None:
     source = shard(f"s3://{bucket}/in?endpoint_url={server.endpoint}")
-    assert preflight(source, open_store(f"s3://{bucket}/out?endpoint_url={proxy.endpoint}")) is True
+    assert preflight([source], open_store(f"s3://{bucket}/out?endpoint_url={proxy.endpoint}")) is True
     assert keys(server, bucket) == {"in/a.tar"}
     assert len(proxy.requests) == 5
 
@@ -38,17 +38,17 @@ def test_probes_of_killed_runs_are_swept_and_nothing_else(server: S3Server, buck
     kept = ("runs/probe/part.jsonl", "runs/20260101-probe-1/part.jsonl", "probe-1", "runs/probe-1/part.jsonl")
     for path in ("runs/probe-0123456789abcdef", "runs/probe-old", *kept):
         output.put(path, b"1")
-    assert preflight(None, output) is True
+    assert preflight([], output) is True
     assert {info.path for info in output.list()} == set(kept)
 
 
 def test_a_store_that_ignores_conditions_is_told_apart(server: S3Server, bucket: str) -> None:
     with FaultyProxy(server.endpoint, drop_headers=("If-None-Match",)) as proxy:
         output = open_store(f"s3://{bucket}/out?endpoint_url={proxy.endpoint}")
-        assert preflight(None, output) is False
+        assert preflight([], output) is False
         # The answer to the first creation is lost: what its repetition finds is still not taken for a refusal.
         proxy.plan("PUT", "reset_after")
-        assert preflight(None, output) is False
+        assert preflight([], output) is False
     assert keys(server, bucket) == {"in/a.tar"}
 
 
@@ -58,7 +58,7 @@ def test_a_bad_connection_does_not_change_the_answer(
 ) -> None:
     proxy.slow_s = 0.0
     proxy.plan("PUT", *faults)
-    assert preflight(None, open_store(f"s3://{bucket}/out?endpoint_url={proxy.endpoint}")) is True
+    assert preflight([], open_store(f"s3://{bucket}/out?endpoint_url={proxy.endpoint}")) is True
     assert proxy.faults == []
     assert keys(server, bucket) == {"in/a.tar"}
 
@@ -77,7 +77,7 @@ def test_a_bad_connection_does_not_change_the_answer(
 def test_the_step_that_the_output_refuses_is_named(proxy: FaultyProxy, bucket: str, method: str, message: str) -> None:
     proxy.plan(method, "denied")
     with pytest.raises(StorageError, match=message.replace("BUCKET", bucket)) as caught:
-        preflight(None, open_store(f"s3://{bucket}/out?endpoint_url={proxy.endpoint}"))
+        preflight([], open_store(f"s3://{bucket}/out?endpoint_url={proxy.endpoint}"))
     assert "\n" not in str(caught.value)
     assert str(caught.value).count("s3://") == 1
 
@@ -88,26 +88,26 @@ def test_a_source_that_cannot_be_read_is_named(server: S3Server, proxy: FaultyPr
     proxy.plan("GET", "denied")
     named = rf"preflight: reading one byte of s3://{bucket}/in/a\.tar\S* failed: "
     with pytest.raises(StorageError, match=f"{named}access denied"):
-        preflight(source, output)
+        preflight([source], output)
     server.client().delete_object(Bucket=bucket, Key="in/a.tar")
     with pytest.raises(StorageError, match=f"{named}no such object"):
-        preflight(source, output)
+        preflight([source], output)
 
 
 def test_a_missing_bucket_is_named(server: S3Server, bucket: str) -> None:
     with pytest.raises(StorageError, match=r"preflight: listing s3://not-there/out/runs\S* failed: no such bucket"):
-        preflight(None, open_store(f"s3://not-there/out?endpoint_url={server.endpoint}"))
+        preflight([], open_store(f"s3://not-there/out?endpoint_url={server.endpoint}"))
 
 
 def test_a_folder_goes_through_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.tar").write_bytes(b"")
     source, output = shard(str(tmp_path / "in")), open_store(str(tmp_path / "out"), create=True)
-    assert preflight(source, output) is True
+    assert preflight([source], output) is True
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
     (tmp_path / "in" / "a.tar").unlink()
     with pytest.raises(StorageError, match=r"reading one byte of file:///\S+/in/a\.tar failed: no such object"):
-        preflight(source, output)
+        preflight([source], output)
 
 
 def read_only(folder: Path) -> None:
@@ -127,5 +127,5 @@ def test_a_folder_that_takes_nothing_keeps_its_errno(
         pytest.skip("root writes everywhere")
     obstacle(tmp_path)
     with pytest.raises(StorageError, match=f"preflight: creating a probe under file:///.* failed: {reason}") as caught:
-        preflight(None, open_store(str(tmp_path)))
+        preflight([], open_store(str(tmp_path)))
     assert caught.value.errno

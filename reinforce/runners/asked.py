@@ -11,7 +11,7 @@ from reinforce.config import BuildConfig, ConfigError, CorpusConfig, Recipe, loa
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.dataset import DATASET_FILE, read_document
 from reinforce.shards.schema import CORPUS_FILE, check_stem, corpus_stem
-from reinforce.storage import SENTENCES, ShardRef, StorageError, Store, find_shards, open_store
+from reinforce.storage import SENTENCES, NothingThereError, ShardRef, StorageError, Store, find_shards, open_store
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Asked:
     corpus_roots: dict[str, str]
     refs: list[ShardRef]
     """Of images, then of sentences."""
+    notes: tuple[str, ...]
+    """What is to be told before anything is done."""
     selection: Selection | None
 
 
@@ -60,8 +62,8 @@ def ask(
         raise ConfigError(f"--shards: none given, and {why}: give a folder, a .tar, a pattern or @list.txt")
     if config.corpora:
         _refuse_corpora(refs)
-    roots, files = find_sentences(config, store, limit_shards)
-    return Asked(given, config, source_root, roots, [*refs, *files], selection)
+    found = find_sentences(config, store, limit_shards)
+    return Asked(given, config, source_root, found.roots, [*refs, *found.refs], found.notes, selection)
 
 
 def _find_shards(uris: Sequence[str], root: str | None, recorded_root: str | None) -> tuple[str, list[ShardRef]]:
@@ -75,30 +77,54 @@ def _find_shards(uris: Sequence[str], root: str | None, recorded_root: str | Non
     return found_root, refs
 
 
-def find_sentences(
-    config: BuildConfig, output: Store, limit_shards: int | None = None
-) -> tuple[dict[str, str], list[ShardRef]]:
-    """The root of each corpus, and the files of all, called as they are called among shards."""
+@dataclass(frozen=True)
+class FoundSentences:
+    """The files of a recipe's corpora, called as they are called among shards; the root of each corpus, by its name."""
+
+    roots: dict[str, str]
+    refs: list[ShardRef]
+    notes: tuple[str, ...]
+
+
+def find_sentences(config: BuildConfig, output: Store, limit_shards: int | None = None) -> FoundSentences:
+    """Finds the files of each corpus, the first `limit_shards` of them. Raises `ConfigError` or `StorageError`.
+
+    Where there are none any more those count that the dataset holds the sentences of: teachers may be added to them.
+    """
     roots: dict[str, str] = {}
-    files: list[ShardRef] = []
+    refs: list[ShardRef] = []
+    notes = []
     for name, corpus in config.corpora.items():
-        roots[name], found = _find_corpus(name, corpus, output)
-        files += found[:limit_shards]
-    return roots, files
+        field = f"build.corpora.{name}"
+        recorded = read_document(output, f"corpora/{name}/{CORPUS_FILE}")
+        try:
+            roots[name], found = _find_corpus(name, corpus, _bare(recorded["source_root"] if recorded else None))
+        except NothingThereError as error:
+            roots[name], found = output.uri, _stored_corpus(name, output)
+            if not found:
+                raise StorageError(f"{field}: {error}") from None
+            notes.append(f"{field}: {error}; going on with the {len(found)} of its files that the dataset holds")
+        except StorageError as error:
+            raise StorageError(f"{field}: {error}", error.errno) from None
+        for ref in found:
+            _check_stem(ref.stem, field)
+        refs += found[:limit_shards]
+    return FoundSentences(roots, refs, tuple(notes))
 
 
-def _find_corpus(name: str, corpus: CorpusConfig, store: Store) -> tuple[str, list[ShardRef]]:
+def _find_corpus(name: str, corpus: CorpusConfig, recorded_root: str | None) -> tuple[str, list[ShardRef]]:
     """A corpus's files below its root, which is chosen as that of shards is."""
-    field = f"build.corpora.{name}"
-    recorded = read_document(store, f"corpora/{name}/{CORPUS_FILE}")
     uris = [corpus.files] if isinstance(corpus.files, str) else corpus.files
-    try:
-        root, refs = find_shards(uris, corpus.root or _bare(recorded["source_root"] if recorded else None), SENTENCES)
-    except StorageError as error:
-        raise StorageError(f"{field}: {error}", error.errno) from None
-    for ref in refs:
-        _check_stem(ref.stem, field)
+    root, refs = find_shards(uris, corpus.root or recorded_root, SENTENCES)
     return root, [replace(ref, stem=corpus_stem(name, ref.stem)) for ref in refs]
+
+
+def _stored_corpus(name: str, output: Store) -> list[ShardRef]:
+    """The files of a corpus whose sentences are in the dataset, which stands for their source."""
+    folder = f"corpora/{name}/sentences"
+    stored = [info for info in output.list(folder) if info.path.endswith(".parquet")]
+    stems = [corpus_stem(name, info.path.removeprefix(f"{folder}/").removesuffix(".parquet")) for info in stored]
+    return [ShardRef(output, info.path, stem, info.size) for stem, info in zip(stems, stored, strict=True)]
 
 
 def _bare(recorded_root: str | None) -> str | None:

@@ -63,6 +63,8 @@ def build(
     config, source_root, refs, selection = asked.config, asked.source_root, asked.refs, asked.selection
     store = open_store(output, create=True)
     _check_stores(refs, store, console)
+    for note in asked.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     if ray is not None:
         outline = BuildOutline(config, selection=selection, limit_samples=limit_samples)
         summary = run_outline(
@@ -232,7 +234,8 @@ def existing_files(output: Store, outline: BuildOutline) -> set[str]:
 
 
 def _check_stores(refs: Sequence[ShardRef], output: Store, console: Console) -> None:
-    if not preflight(refs[0] if refs else None, output):
+    first_of_roots = {ref.store.uri: ref for ref in reversed(refs)}
+    if not preflight(first_of_roots.values(), output):
         console.print(
             f"{output.uri} ignores conditional PUTs: never run two builds of this dataset at one time",
             markup=False,

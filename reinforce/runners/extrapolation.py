@@ -21,8 +21,24 @@ _NUM_WORKERS = (1, 8, 64)
 
 
 @dataclass(frozen=True)
+class MissingSentences:
+    """What is left to do of a corpus: files and their bytes are counted, and nothing of it is tried."""
+
+    corpus: str
+    num_files: int
+    num_bytes: int
+    """Of all files, compressed as they are."""
+    num_missing: int
+    bytes_missing: int
+    """Of the files of which something is missing."""
+
+
+@dataclass(frozen=True)
 class Forecast:
-    """What is left to do of a build, and what it takes. Shards and objects are counted, all else is estimated."""
+    """What is left to do of a build, and what it takes. Shards and objects are counted, all else is estimated.
+
+    Corpora come on top: `corpora` counts them, and no other figure does.
+    """
 
     num_shards: int
     num_missing: int
@@ -53,6 +69,7 @@ class Forecast:
     """Samples of the trial."""
     num_tried_shards: int = 0
     trial_s: float = 0.0
+    corpora: tuple[MissingSentences, ...] = ()
 
     def cost(self, num_workers: int) -> float | None:
         """What so many workers cost until the last has done, in the currency of the price."""

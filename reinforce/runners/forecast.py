@@ -17,7 +17,7 @@ from reinforce.formatting import format_seconds
 from reinforce.plan import BuildOutline
 from reinforce.runners.cluster import Needs, alive_nodes, connected, needs_of
 from reinforce.runners.excerpt import SPINE, file_of
-from reinforce.runners.extrapolation import FETCH, PREPARE, WRITE, Forecast, extrapolate
+from reinforce.runners.extrapolation import FETCH, PREPARE, WRITE, Forecast, MissingSentences, extrapolate
 from reinforce.runners.failures import reason_of
 from reinforce.runners.trial import Trials, Work, try_out
 from reinforce.runners.worker import Job, Lease
@@ -48,9 +48,11 @@ def forecast(
     build would raise before it computes anything, and `ConfigError` where no shard can be tried.
     """
     outline = BuildOutline(job.config, selection=job.selection, limit_samples=job.limit_samples)
+    corpora = tuple(_missing_sentences(outline, name, refs, existing) for name in outline.corpora)
+    refs = [ref for ref in refs if outline.corpus_of(ref.stem) is None]
     works = _missing_works(outline, refs, existing)
     if not works:
-        return Forecast(len(refs), 0, price_per_hour=price_per_hour)
+        return Forecast(len(refs), 0, price_per_hour=price_per_hour, corpora=corpora)
     tried = _works_to_try(works)
     with console.status("loading models, then trying a few samples"):
         if address is None:
@@ -58,9 +60,19 @@ def forecast(
             trials = try_out(replace(job, num_prepare=num_prepare), tried, trial_s=trial_s)
         else:
             trials = _try_on_cluster(job, tried, trial_s, address, uris, console)
-    return extrapolate(
+    found = extrapolate(
         outline, works, trials, num_shards=len(refs), max_workers=max_workers, price_per_hour=price_per_hour
     )
+    return replace(found, corpora=corpora)
+
+
+def _missing_sentences(
+    outline: BuildOutline, corpus: str, refs: Sequence[ShardRef], existing: Collection[str]
+) -> MissingSentences:
+    files = [ref for ref in refs if (found := outline.corpus_of(ref.stem)) and found.name == corpus]
+    missing = [ref for ref in files if not outline.is_complete(ref.stem, existing)]
+    num_bytes, bytes_missing = (sum(ref.size for ref in of) for of in (files, missing))
+    return MissingSentences(corpus, len(files), num_bytes, len(missing), bytes_missing)
 
 
 def _missing_works(outline: BuildOutline, refs: Sequence[ShardRef], existing: Collection[str]) -> list[Work]:
@@ -134,8 +146,10 @@ _RUNS_ON = {"decode": "cores", "render": "cores", "captioner": "device", "teache
 
 def describe_forecast(forecast: Forecast) -> str:
     """The forecast as `reinforce build --plan` prints it."""
+    sentences = _describe_sentences(forecast.corpora)
     if not forecast.num_missing:
-        return f"nothing is missing: {forecast.num_shards:,} of {forecast.num_shards:,} shards are complete"
+        complete = f"nothing is missing: {forecast.num_shards:,} of {forecast.num_shards:,} shards are complete"
+        return "\n".join([complete] * bool(forecast.num_shards or not sentences) + sentences)
     blocks = [
         [f"something is missing of {forecast.num_missing:,} of {forecast.num_shards:,} shards; to complete them takes"],
         [
@@ -151,8 +165,20 @@ def describe_forecast(forecast: Forecast) -> str:
         ],
         _workers_table(forecast),
         _advice(forecast),
+        *([sentences] if sentences else []),
     ]
     return "\n\n".join("\n".join(lines) for lines in blocks)
+
+
+def _describe_sentences(corpora: Sequence[MissingSentences]) -> list[str]:
+    lines = []
+    for corpus in corpora:
+        files = f"{corpus.num_missing:,} of {corpus.num_files:,} files of sentences lack something"
+        bytes_missing = f"{_format_bytes(corpus.bytes_missing)} of {_format_bytes(corpus.num_bytes)}"
+        lines.append(f"corpus {corpus.corpus}: {files}, {bytes_missing} of source")
+    if any(corpus.num_missing for corpus in corpora):
+        lines.append("Sentences come on top of the figures for shards of images: they are not tried.")
+    return lines
 
 
 def _workers_table(forecast: Forecast) -> list[str]:

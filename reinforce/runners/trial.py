@@ -26,7 +26,7 @@ from reinforce.runners.worker import Job, Lease
 from reinforce.shard_report import ShardReport
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, DatasetMismatchError
 from reinforce.shards.reader import ShardFile
-from reinforce.shards.schema import BANK_FILE, MAX_ROW_GROUP_ROWS, bank_folder
+from reinforce.shards.schema import BANK_FILE, CORPUS_FILE, MAX_ROW_GROUP_ROWS, bank_folder
 from reinforce.shards.writer import ShardFileWriter
 from reinforce.storage import Store, open_spool, open_store
 
@@ -139,11 +139,14 @@ def _record(outline: BuildOutline, job: Job, output: Store, mirror: Store) -> di
     folders = [signal.folder for signal in outline.signals] if isinstance(outline, BuildPlan) else []
     names = [DATASET_FILE, *(f"{folder}/{SIGNAL_FILE}" for folder in folders)]
     existing = {name for name in names if copy_file(output, name, mirror)}
-    for bank in job.config.banks:
-        copy_file(output, f"{bank_folder(bank)}/{BANK_FILE}", mirror)
+    lists = [f"{bank_folder(bank)}/{BANK_FILE}" for bank in job.config.banks]
+    for name in (*lists, *(f"corpora/{corpus}/{CORPUS_FILE}" for corpus in job.config.corpora)):
+        copy_file(output, name, mirror)
     try:
         outline.record_dataset(mirror, job.source_root)
         record_banks(mirror, job.config)
+        for corpus in outline.corpora.values():
+            corpus.record(mirror, "")
         if isinstance(outline, BuildPlan):
             outline.record_signals(mirror)
     except DatasetMismatchError as error:

@@ -7,13 +7,14 @@ obstore and botocore load when the first remote store is opened.
 from .carried import Carried, accept, accepted, carry
 from .location import open_parent, open_store
 from .preflight import preflight
-from .shard_uris import SENTENCES, ShardRef, find_shards
+from .shard_uris import SENTENCES, NothingThereError, ShardRef, find_shards
 from .spool import open_spool
 from .store import ObjectInfo, StorageError, Store
 
 __all__ = [
     "SENTENCES",
     "Carried",
+    "NothingThereError",
     "ObjectInfo",
     "ShardRef",
     "StorageError",

@@ -1,7 +1,7 @@
 """Tries what a build will need of its storage, before anything is spent. Costs about six small requests."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from .shard_uris import ShardRef
@@ -11,13 +11,13 @@ FOLDER = "runs"
 PREFIX = f"{FOLDER}/probe-"
 
 
-def preflight(source: ShardRef | None, output: Store) -> bool:
+def preflight(sources: Iterable[ShardRef], output: Store) -> bool:
     """Whether the output honours conditional creation: an object that exists is not written again.
 
-    Reads a byte of a source shard. In the output it deletes the probes that killed runs left, `runs/probe-*`, then
+    Reads a byte of each source shard. In the output it deletes the probes that killed runs left, `runs/probe-*`, then
     creates one and deletes it. Raises StorageError, naming the step that failed.
     """
-    if source is not None:
+    for source in sources:
         with _step(f"reading one byte of {source.uri}", source.uri):
             source.store.read_range(source.path, 0, 1)
     with _step(f"listing {output.uri_of(FOLDER)}", output.uri_of(FOLDER)):

@@ -29,6 +29,7 @@ class FileKind:
 
     suffixes: tuple[str, ...]
     noun: str
+    nouns: str
     one: str
     any: str
     root: str
@@ -38,10 +39,11 @@ class FileKind:
         return next((suffix for suffix in self.suffixes if path.endswith(suffix)), "")
 
 
-TARS = FileKind((".tar",), "shard", "a .tar", "*.tar", "--root")
+TARS = FileKind((".tar",), "shard", "shards", "a .tar", "*.tar", "--root")
 SENTENCES = FileKind(
     (".jsonl.zst", ".jsonl.gz", ".txt.zst", ".txt.gz", ".parquet", ".jsonl", ".txt"),
     "file of sentences",
+    "files of sentences",
     "a .txt, .jsonl or .parquet (the first two also with .gz or .zst)",
     "*.txt, *.jsonl or *.parquet",
     "root",
@@ -63,6 +65,10 @@ class ShardRef:
         return self.store.uri_of(self.path)
 
 
+class NothingThereError(StorageError):
+    """What was asked for is not there: no file, no folder, or none of its kind below it."""
+
+
 @dataclass(frozen=True)
 class _Request:
     """One URI of the user's: the folder it lies in, and what it means there."""
@@ -82,7 +88,7 @@ def find_shards(uris: Sequence[str], root: str | None = None, kind: FileKind = T
     """
     requests = [_request(location, kind) for location in _read_lists(uris)]
     if not requests:
-        raise StorageError(f"no {kind.noun}s: give a folder, {kind.one}, a pattern or @list.txt")
+        raise StorageError(f"no {kind.nouns}: give a folder, {kind.one}, a pattern or @list.txt")
     first = requests[0].given
     for request in requests:
         _check_same_bucket(first, request.given)
@@ -92,7 +98,7 @@ def find_shards(uris: Sequence[str], root: str | None = None, kind: FileKind = T
     for request in requests:
         for info in listing.shards(request):
             if info.path in found:
-                raise StorageError(f"{first.at(info.path).uri} is named twice: two {kind.noun}s with one stem")
+                raise StorageError(f"{first.at(info.path).uri} is named twice: two {kind.nouns} with one stem")
             found[info.path] = info.size
     store = root_location.open()
     shards: dict[str, ShardRef] = {}
@@ -139,7 +145,7 @@ def _request(given: Location, kind: FileKind) -> _Request:
         if kind.suffix(path) and not is_folder:
             return _Request(given, _parent(path), files=(path,))
         if is_file:
-            raise StorageError(f"{given.uri} is not {kind.one}; a list of {kind.noun}s is given as @FILE")
+            raise StorageError(f"{given.uri} is not {kind.one}; a list of {kind.nouns} is given as @FILE")
         return _Request(given, path, folders=(path,))
     members = expand_braces(path)
     globs = tuple(member for member in members if _WILDCARD.search(member))
@@ -186,7 +192,8 @@ class _Listing:
         found |= {glob: self._matching(glob) for glob in request.globs}
         missing = [member for member, infos in found.items() if not infos]
         if missing:
-            raise StorageError(self._describe(request, len(found), missing))
+            kind = NothingThereError if len(missing) == len(found) else StorageError
+            raise kind(self._describe(request, len(found), missing))
         return list({info.path: info for infos in found.values() for info in infos}.values())
 
     def _files(self, names: Sequence[str]) -> dict[str, ObjectInfo]:
