@@ -16,6 +16,7 @@ from reinforce.captioners import CaptionRequest, FakeCaptioner
 from reinforce.config import BuildConfig
 from reinforce.plan import BuildOutline, BuildPlan
 from reinforce.runners import BuildSummary
+from reinforce.runners.asked import find_sentences
 from reinforce.runners.command import run_outline
 from reinforce.runners.failures import Failure
 from reinforce.runners.worker import Job, Lease, ShardWorker
@@ -175,11 +176,14 @@ def run_on_ray(
     """Builds on a cluster with fake models, as `reinforce build --ray` does with real ones."""
     root, refs = find_shards([str(shards)])
     outline = BuildOutline(BuildConfig.model_validate(CONFIG | (config or {})))
+    store = open_store(str(output), create=True)
+    sentences = find_sentences(outline.config, store)
     return run_outline(
         outline,
-        refs,
-        open_store(str(output), create=True),
+        [*refs, *sentences.refs],
+        store,
         source_root=root,
+        corpus_roots=sentences.roots,
         address=address,
         console=console or Console(file=io.StringIO()),
         worker_class=worker_class,

@@ -11,6 +11,7 @@ from reinforce.captioners import Captioner, FakeCaptioner
 from reinforce.config import BuildConfig
 from reinforce.plan import BuildPlan
 from reinforce.runners import BuildSummary, run_plan
+from reinforce.runners.asked import find_sentences
 from reinforce.storage import find_shards, open_store
 from reinforce.teachers import FakeTeacher, Teacher
 
@@ -40,8 +41,10 @@ def run(plan: BuildPlan, shards: Path | str | Sequence[str], output: Path | str,
     """Runs a plan as `reinforce build` does."""
     uris = [str(shards)] if isinstance(shards, Path | str) else list(shards)
     root, refs = find_shards(uris)
+    store = open_store(str(output), create=True)
+    sentences = find_sentences(plan.config, store)
     options = dict[str, Any](source_root=root, console=Console(file=io.StringIO())) | options
-    return run_plan(plan, refs, open_store(str(output), create=True), **options)
+    return run_plan(plan, [*refs, *sentences.refs], store, corpus_roots=sentences.roots, **options)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

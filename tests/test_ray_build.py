@@ -32,6 +32,14 @@ def write_shards(folder: Path, stems: str | list[str], num_samples: int = 9) -> 
     return folder
 
 
+def write_texts(folder: Path) -> Path:
+    """Two files of sentences, one longer than a batch, with a sentence that is too long."""
+    folder.mkdir()
+    (folder / "long.txt").write_text("".join(f"sentence {index}\n" for index in range(599)))
+    (folder / "short.jsonl").write_text('{"text": "one"}\n' + json.dumps({"text": "x" * 31}))
+    return folder
+
+
 def events(output: Path, kind: str) -> list[dict]:
     lines = [line for path in sorted(output.glob("runs/*/*.jsonl")) for line in path.read_text().splitlines()]
     return [event for event in map(json.loads, lines) if event["event"] == kind]
@@ -45,13 +53,18 @@ def built_here(source: Path, output: Path, config: dict[str, Any] | None = None)
 def test_good_bad_faulty_and_deadly_shards(cluster: RayNodes, tmp_path: Path) -> None:
     source = write_shards(tmp_path / "in", [*"abcdef", "deadly", "faulty"])
     (source / "bad.tar").write_bytes(b"<html>")
-    output, config = tmp_path / "out", {"modalities": {"depth": "depth.png"}}
+    texts = write_texts(tmp_path / "texts")
+    (texts / "cut.txt.gz").write_bytes(b"<html>")
+    config = {"modalities": {"depth": "depth.png"}, "corpora": {"web": {"files": str(texts), "max_characters": 30}}}
+    output = tmp_path / "out"
     summary = run_on_ray(source, output, config=config)
     # What is good is done, with the bytes of a local build; what is not is given up, each for its own reason.
-    assert sorted(summary.failed) == ["bad", "deadly", "faulty"]
+    assert sorted(summary.failed) == ["bad", "corpora/web/cut", "deadly", "faulty"]
     assert summary.done.num_samples == 6 * 9, "also of a shard whose report died with its worker"
+    assert (summary.done.num_sentences, summary.done.num_kept_sentences) == (601, 600)
     for stem in ("bad", "deadly", "faulty"):
         (source / f"{stem}.tar").unlink()
+    (texts / "cut.txt.gz").unlink()
     # A worker may die while it commits the shard before; the next start sweeps what that leaves, as here.
     open_store(str(output)).sweep_temporaries()
     data = {path: content for path, content in files_of(output).items() if not path.startswith("failures/")}
@@ -65,7 +78,7 @@ def test_good_bad_faulty_and_deadly_shards(cluster: RayNodes, tmp_path: Path) ->
     # Nothing is computed again. A bank that is all that is missing is written by a worker that starts for it.
     banks = {"things": {"labels": ["cat", "boat"]}, "more": {"labels": ["sky", "Sky"]}}
     again = run_on_ray(source, output, config=config | {"banks": banks})
-    assert (again.num_complete_before, again.done.num_files) == (6, 0)
+    assert (again.num_complete_before, again.done.num_files) == (8, 0)
     assert again.banks == ("bank more: 1 label x 1 template, written for large, small; 1 repeated label left out",)
     assert read_bank(str(output / "banks" / "more"), "small").labels == ("sky",)
     # What failed can be named.
