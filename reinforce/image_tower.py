@@ -5,6 +5,7 @@ It has the face of open_clip's models, which could not open the folder: there is
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,11 @@ BANKS_FOLDER = "banks"
 class ImageTower(torch.nn.Module):
     """An image tower alone, with the face of open_clip's models."""
 
-    def __init__(self, embed_dim: int, vision_cfg: dict[str, Any]) -> None:
+    def __init__(self, embed_dim: int, vision_cfg: dict[str, Any], quick_gelu: bool = False) -> None:
         import open_clip
 
         super().__init__()
-        self.visual = open_clip.model._build_vision_tower(embed_dim, vision_cfg)
+        self.visual = open_clip.model._build_vision_tower(embed_dim, vision_cfg, quick_gelu)
         self.logit_scale = torch.nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.logit_bias = None
 
@@ -49,13 +50,14 @@ class LoadedImageTower:
     """An image tower in evaluation mode with what belongs to it. `preprocess` has `size`, `mean`, `std` and more.
 
     `space` are the sha256 of the weights of the teachers it was trained from; `bank` is the folder of the one bank that
-    it has taken along.
+    it has taken along; `heads` are the dims of its teachers, by name, if they are several.
     """
 
     model: ImageTower
     preprocess: dict[str, Any]
     space: frozenset[str]
     bank: Path | None
+    heads: dict[str, int]
 
 
 def banks_in(folder: Path) -> list[Path]:
@@ -77,6 +79,33 @@ def recorded_modalities(folder: Path | str) -> dict[str, ModalityConfig]:
         raise ModelError(f"student {folder}: {STUDENT_NAME} is damaged") from None
 
 
+def recorded_heads(folder: Path | str) -> dict[str, int]:
+    """Teacher -> the dim of its head, of a student of several teachers; empty of any other.
+
+    Raises `ModelError` if that is damaged.
+    """
+    path = Path(folder) / STUDENT_NAME
+    try:
+        document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {str(name): int(dim) for name, dim in document.get("heads", {}).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise ModelError(f"student {folder}: {STUDENT_NAME} is damaged") from None
+
+
+def head_of(heads: Mapping[str, int], teacher: str) -> slice:
+    """Where the head of a teacher is in a student's embedding: all of it, if there are no `heads`.
+
+    A head is in its teacher's space once it is normalised for itself. Heads lie in the order of their names. Raises
+    `ModelError` if the student has no head of that teacher.
+    """
+    if not heads:
+        return slice(None)
+    if teacher not in heads:
+        raise ModelError(f"the student has no head of teacher {teacher}; it has {', '.join(sorted(heads))}")
+    first = sum(dim for name, dim in heads.items() if name < teacher)
+    return slice(first, first + heads[teacher])
+
+
 def is_image_tower(folder: Path | str) -> bool:
     """Whether a folder is that of an image tower alone."""
     return (Path(folder) / IMAGE_TOWER_CONFIG_NAME).is_file()
@@ -90,7 +119,8 @@ def load_image_tower(folder: Path | str) -> LoadedImageTower:
     try:
         document = json.loads((folder / IMAGE_TOWER_CONFIG_NAME).read_text(encoding="utf-8"))
         model_cfg, preprocess = document["model_cfg"], document["preprocess_cfg"]
-        model = ImageTower(model_cfg["embed_dim"], model_cfg["vision_cfg"] | {"timm_model_pretrained": False})
+        vision_cfg = model_cfg["vision_cfg"] | {"timm_model_pretrained": False}
+        model = ImageTower(model_cfg["embed_dim"], vision_cfg, model_cfg.get("quick_gelu", False))
         model.load_state_dict(load_file(folder / WEIGHTS_NAME))
         made = json.loads((folder / STUDENT_NAME).read_text(encoding="utf-8"))
         recorded = [*made.get("teachers", {}).values(), made.get("bank", {}).get("weights_sha256")]
@@ -99,4 +129,5 @@ def load_image_tower(folder: Path | str) -> LoadedImageTower:
     banks = banks_in(folder)
     size = {"size": model_cfg["vision_cfg"].get("image_size", 224)}
     space = frozenset(sha256 for sha256 in recorded if isinstance(sha256, str))
-    return LoadedImageTower(model.eval(), size | preprocess, space, banks[0] if len(banks) == 1 else None)
+    bank = banks[0] if len(banks) == 1 else None
+    return LoadedImageTower(model.eval(), size | preprocess, space, bank, recorded_heads(folder))

@@ -70,7 +70,7 @@ def write_corpus(
 def random_corpus(
     dataset: Path, corpus: str, sizes: Mapping[str, int], dims: Mapping[str, int], *, seed: int = 0
 ) -> list[str]:
-    """A corpus of as many sentences a file, each with random unit-norm embeddings by teacher; the stems of its files."""
+    """A corpus of so many sentences a file, each with a random embedding by teacher; the stems of its files."""
     generator = np.random.default_rng(seed)
     files = {name: [f"sentence {number} of {name}" for number in range(size)] for name, size in sizes.items()}
     embeddings: dict[str, dict[str, np.ndarray]] = {}

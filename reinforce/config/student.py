@@ -78,6 +78,8 @@ class StudentModelConfig(Strict):
         if (self.architecture is None) == (self.backbone is None):
             raise ValueError("give either architecture (of open_clip) or backbone (of timm)")
         of_backbones = {"projection", "embed_dim", "text"} & self.model_fields_set
+        if self.text is None:
+            of_backbones -= {"embed_dim", "text"}
         if self.architecture and of_backbones:
             raise ValueError(f"{sorted(of_backbones)[0]} belongs to a backbone; an architecture has its own")
         if self.architecture and self.checkpoint == "imagenet":
@@ -278,10 +280,10 @@ class StudentConfig(Strict):
     @model_validator(mode="after")
     def _check_space(self) -> Self:
         """What a student may be told only if it has no text tower, and is then in the space of its teacher."""
-        is_image_tower = self.model.backbone is not None and self.model.text is None
+        is_image_tower = self.model.text is None
         kind = self.loss.kind
         if kind in LOSSES_OF_IMAGE_TOWERS and not is_image_tower:
-            raise ValueError(f"loss.kind {kind} trains an image tower: give model.backbone, and model.text null")
+            raise ValueError(f"loss.kind {kind} trains an image tower: give model.text null")
         if kind in LOSSES_OF_IMAGE_TOWERS and self.data.captioners:
             raise ValueError(f"loss.kind {kind} reads no captions; leave data.captioners out")
         if kind != "dime_fm" and self.data.sentences is not None:

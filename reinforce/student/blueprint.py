@@ -106,6 +106,16 @@ def _of_architecture(config: StudentModelConfig) -> JSON:
     model_cfg: JSON = open_clip.get_model_config(name)
     if "multimodal_cfg" in model_cfg:
         raise ConfigError(f"student.model.architecture: {name} has a decoder, which nothing here trains; use a CLIP")
+    if config.text is None:
+        vision_cfg = model_cfg["vision_cfg"]
+        if vision_cfg.get("timm_proj") == "none":
+            vision_cfg["timm_proj"] = "linear"  # SigLIP's embedding is as wide as its network, ours is the teacher's
+        return {
+            "embed_dim": config.embed_dim,
+            "vision_cfg": vision_cfg,
+            "text_cfg": None,
+            "quick_gelu": model_cfg.get("quick_gelu", False),
+        }
     text_cfg = model_cfg["text_cfg"]
     is_random = "reduction_mask" in text_cfg.get("tokenizer_kwargs", {})
     if config.tokenizer is None and (is_random or text_cfg.get("tokenizer_mode")):
@@ -182,6 +192,11 @@ def _of_checkpoint(config: StudentModelConfig) -> tuple[Path, JSON]:
     """The weights of a tag with what open_clip says of them, or of a file or URI with nothing."""
     checkpoint, name = config.checkpoint, config.architecture
     assert checkpoint is not None
+    if name and config.text is None:
+        raise ConfigError(
+            f"student.model.checkpoint: {checkpoint}: the image tower of an architecture alone starts from scratch or "
+            "from a student's folder"
+        )
     tags = open_clip.list_pretrained_tags_by_model(name) if name else []
     tag_cfg: JSON = open_clip.get_pretrained_cfg(name, checkpoint) if name else {}
     if tag_cfg:

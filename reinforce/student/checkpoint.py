@@ -6,7 +6,7 @@ pickle: what is not a tensor is JSON in the file's metadata.
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Progress:
     identity: dict[str, Any]
     best: Best | None = None
     """The evaluation whose weights lie beside the checkpoint, if any are kept."""
+    sentences: list[Position] = field(default_factory=list)
+    """By rank, in the stream of sentences."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def read_progress(path: Path) -> Progress:
         raise ConfigError(f"--resume: {path} is no checkpoint ({' '.join(str(error).split())[:100]})") from None
     positions = [[Position(**position) for position in of_rank] for of_rank in content.pop("positions")]
     best = content.pop("best", None)
-    return Progress(positions=positions, best=best and Best(**best), **content)
+    sentences = [Position(**position) for position in content.pop("sentences", [])]
+    return Progress(positions=positions, best=best and Best(**best), sentences=sentences, **content)
 
 
 def load_checkpoint(path: Path, trainables: Trainables, rank: int) -> list[Tensor]:

@@ -50,18 +50,28 @@ def caption_index(seed: int, stem: str, place: int, role: str, num_captions: int
 
 
 def visits(
-    stems: Sequence[str], seed: int, *, worker: int, num_workers: int, start: int = 0, passes: int | None = None
+    stems: Sequence[str],
+    seed: int,
+    *,
+    worker: int,
+    num_workers: int,
+    start: int = 0,
+    passes: int | None = None,
+    kind: str = "shards",
 ) -> Iterator[Visit]:
-    """The visits of one worker from its `start`-th on; endless unless `passes` says after how many it stops."""
+    """The visits of one worker from its `start`-th on; endless unless `passes` says after how many it stops.
+
+    Each `kind` of file has an order of its own.
+    """
     stop = None if passes is None else passes * len(stems)
     for position in itertools.count(worker + start * num_workers, num_workers):
         if stop is not None and position >= stop:
             return
         number, place = divmod(position, len(stems))
-        yield Visit(number, stems[_order(len(stems), seed, number)[place]])
+        yield Visit(number, stems[_order(len(stems), seed, kind, number)[place]])
 
 
 @lru_cache(maxsize=4)
-def _order(num_shards: int, seed: int, number: int) -> list[int]:
-    order: list[int] = permutation(num_shards, seed, "shards", number).tolist()
+def _order(num_shards: int, seed: int, kind: str, number: int) -> list[int]:
+    order: list[int] = permutation(num_shards, seed, kind, number).tolist()
     return order

@@ -5,11 +5,13 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from reinforce.config import ConfigError, ModalityConfig, StudentConfig
 from reinforce.evaluation import EmbeddingModel, ZeroShotResult, ZeroShotTask
 from reinforce.evaluation.images import CACHE_BYTES, Example, ShardImages
 from reinforce.formatting import format_counts
+from reinforce.image_tower import head_of
 from reinforce.sample import RGB_MODALITY, DropReason, NullReason
 from reinforce.shards.banks import Bank
 from reinforce.student.models import Student
@@ -27,7 +29,7 @@ class Examination:
 
     def of(self, student: Student, device: torch.device) -> dict[str, ZeroShotResult]:
         """One pass over the images of each modality by a student that is on `device`; it is left as it was."""
-        model = embedding_model(student, device)
+        model = embedding_model(student, device, self.bank.teacher if self.bank else None)
         return {name: task.evaluate(model, self.bank) for name, task in self.tasks.items()}
 
 
@@ -53,7 +55,7 @@ def prepare_examination(
     evaluation = config.evaluation
     if evaluation is None:
         return None
-    if config.model.backbone and config.model.text is None and bank is None:
+    if config.model.text is None and bank is None:
         raise ConfigError("student.evaluation.bank: a student without a text tower is evaluated by a bank; name one")
     names = config.data.modalities
     tasks = {
@@ -93,12 +95,18 @@ def _check_images(images: ShardImages, name: str, modality: ModalityConfig | Non
     raise ConfigError(f"student.evaluation.shards: no {name} image of {images.root} can be used ({why}); name others")
 
 
-def embedding_model(student: Student, device: torch.device) -> EmbeddingModel:
-    """The student, which is on `device`, as evaluation sees it."""
+def embedding_model(student: Student, device: torch.device, teacher: str | None = None) -> EmbeddingModel:
+    """The student, which is on `device`, as evaluation sees it; of several heads that of `teacher`."""
+    head = head_of(student.heads, teacher) if teacher else slice(None)
+
+    def encode_image(pixels: Tensor) -> Tensor:
+        embedded: Tensor = student.model.encode_image(pixels)
+        return embedded[:, head]
+
     return EmbeddingModel(
         name="student",
         module=student.model,
-        encode_image=student.model.encode_image,
+        encode_image=encode_image,
         encode_text=student.model.encode_text if student.has_text else None,
         tokenize=student.tokenizer,
         image_size=student.image_size,

@@ -11,8 +11,24 @@ from reinforce.student.taken_bank import TakenBank
 FREE_FIELDS = {"evaluation", "device", "threads", "compile", "checkpoint_every", "log_every", "loggers"}
 """What may change between a checkpoint and the run that goes on from it."""
 
-_DIGESTS = {"shards_sha256": "it read other shards", "selection_sha256": "it read other samples (--select)"}
+_DIGESTS = {
+    "shards_sha256": "it read other shards",
+    "selection_sha256": "it read other samples (--select)",
+    "sentences_sha256": "it read other sentences (student.data.sentences)",
+}
 """What is known by its digest alone, and what it says if that is another."""
+
+_OF_DIME_FM = (
+    "vl_weight",
+    "pvl_weight",
+    "udist_weight",
+    "vl_temperature",
+    "pvl_temperature",
+    "udist_temperature",
+    "similarity_scale",
+    "cosine_weight",
+    "gather",
+)
 
 
 def identity(config: StudentConfig, plan: ReadPlan, bank: TakenBank | None, world_size: int) -> dict[str, Any]:
@@ -28,10 +44,17 @@ def identity(config: StudentConfig, plan: ReadPlan, bank: TakenBank | None, worl
     # Likewise: choices that came later, where nothing was chosen.
     later = [("data", "modalities"), ("data", "modality_ranges")]
     later += [("loss", name) for name in ("bank", "bank_weight", "bank_scale", "margin", "num_negatives")]
+    later += [("loss", name) for name in _OF_DIME_FM]
     for section, name in later:
         model: DataConfig | LossConfig = getattr(config, section)
         if getattr(model, name) == type(model).model_fields[name].get_default(call_default_factory=True):
             del fields[section][name]
+    del fields["data"]["sentences"]
+    sentences = plan.sentences
+    if sentences is not None:
+        # As they are read: which they are is in the digest and in the signals.
+        fields["data"]["sentences"] = sentences.config.model_dump(mode="json", include={"batch_size", "open_files"})
+        fields["sentences_sha256"] = sentences.sha256()
     if config.quantization is None:
         del fields["quantization"]
     if bank is not None and config.loss.bank is not None:
@@ -41,7 +64,7 @@ def identity(config: StudentConfig, plan: ReadPlan, bank: TakenBank | None, worl
         **fields,
         "world_size": world_size,
         "shards_sha256": stems,
-        "signals": plan.fingerprints,
+        "signals": plan.fingerprints | (sentences.signals if sentences else {}),
         "num_views": plan.num_views,
         "selection_sha256": plan.selection.sha256 if plan.selection else None,
     }
@@ -63,6 +86,6 @@ def provenance(
         "steps": num_steps,
         "samples_seen": num_steps * config.batch_size,
         "teachers": {name: model.get("weights_sha256") for name, model in plan.teachers.items()},
-        "signals": plan.fingerprints,
+        "signals": plan.fingerprints | (plan.sentences.signals if plan.sentences else {}),
     }
     return made | ({"bank": bank.provenance()} if bank else {}) | ({"chosen": chosen} if chosen else {})

@@ -80,13 +80,16 @@ def affinity_loss(
     """
     to_texts = [(pair.image.local, pair.text.all, pair.logit_scale) for pair in teachers]
     to_images = [(pair.text.local, pair.image.all, pair.logit_scale) for pair in teachers]
-    image_to_text = compare_rows(image.local, text.all, logit_scale, _divergence_from(to_texts), block_rows)
-    text_to_image = compare_rows(text.local, image.all, logit_scale, _divergence_from(to_images), block_rows)
+    image_to_text = compare_rows(image.local, text.all, logit_scale, divergence_from(to_texts), block_rows)
+    text_to_image = compare_rows(text.local, image.all, logit_scale, divergence_from(to_images), block_rows)
     return (image_to_text + text_to_image) / 2
 
 
-def _divergence_from(teachers: Sequence[tuple[Tensor, Tensor, float]]) -> Compare:
-    """Compares with the (rows, columns, logit scale) of each teacher, of which it makes copies in fp32."""
+def divergence_from(teachers: Sequence[tuple[Tensor, Tensor, float]]) -> Compare:
+    """For `compare_rows`: the mean over teachers of KL(softmax of the teacher's row || softmax of the student's).
+
+    A teacher is (rows, columns, logit scale); rows and columns are normalised, in copies in fp32.
+    """
     exact = [(unit_norm(rows) * scale, unit_norm(columns)) for rows, columns, scale in teachers]
 
     def compare(block: slice, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from reinforce.config import ConfigError, ModalityConfig, StudentModelConfig
-from reinforce.image_tower import IMAGE_TOWER_CONFIG_NAME, STUDENT_NAME, WEIGHTS_NAME, ImageTower, recorded_modalities
+from reinforce.image_tower import (
+    IMAGE_TOWER_CONFIG_NAME,
+    STUDENT_NAME,
+    WEIGHTS_NAME,
+    ImageTower,
+    recorded_heads,
+    recorded_modalities,
+)
 from reinforce.software import versions
 from reinforce.student.blueprint import (
     CONFIG_NAME,
@@ -41,7 +48,8 @@ class Student:
     `model` has open_clip's `encode_image` and `encode_text`, `visual`, `logit_scale` (its logarithm) and `logit_bias`
     (or None). `image_size` is the side of its square images. Of an image tower alone `tokenizer` and `context_length`
     are None. `config` is the content of open_clip_config.json. `modalities` are those it was trained on besides RGB, as
-    it reads them.
+    it reads them. `heads` are the dims of its teachers, by name, if they are several: `image_tower.head_of` says where
+    each is in the embedding.
     """
 
     model: Any
@@ -53,6 +61,7 @@ class Student:
     embed_dim: int
     config: JSON
     modalities: dict[str, ModalityConfig] = field(default_factory=dict)
+    heads: dict[str, int] = field(default_factory=dict)
 
     @property
     def has_text(self) -> bool:
@@ -75,7 +84,7 @@ def build_student(config: StudentModelConfig, seed: int) -> Student:
                 raise ModelError(f"student.model.checkpoint: imagenet of {name}: {one_line(error)}") from None
             raise ConfigError(f"student.model.{kind}: {name}: {one_line(error)}") from None
     student = _student(model, blueprint.tokenizer, blueprint.config)
-    _check_image_size(student, str(name))
+    _check_image_size(student, kind, str(name))
     if blueprint.weights:
         _load_checkpoint(model, blueprint, f"student.model.checkpoint: {config.checkpoint}")
     return student
@@ -92,7 +101,8 @@ def load_student(folder: Path | str) -> Student:
         tokenizer = tokenizer_of_folder(folder, text_cfg) if text_cfg else None
     except Exception as error:  # open_clip and timm raise whatever a damaged folder leads them to
         raise ModelError(f"student {folder}: {one_line(error)}") from None
-    return replace(_student(model.eval(), tokenizer, config), modalities=recorded_modalities(folder))
+    student = _student(model.eval(), tokenizer, config)
+    return replace(student, modalities=recorded_modalities(folder), heads=recorded_heads(folder))
 
 
 def save_student(
@@ -122,9 +132,10 @@ def _write_student(student: Student, folder: Path, extra: JSON, files: dict[str,
     save_tensors(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     modalities = {name: modality.model_dump(mode="json") for name, modality in student.modalities.items()}
     packages = ("torch", "open_clip_torch", "timm", "transformers")
+    recorded = {"modalities": modalities, "heads": student.heads}
     documents = {
         CONFIG_NAME if student.tokenizer else IMAGE_TOWER_CONFIG_NAME: student.config,
-        STUDENT_NAME: {"software": versions(*packages)} | ({"modalities": modalities} if modalities else {}) | extra,
+        STUDENT_NAME: {"software": versions(*packages)} | {k: v for k, v in recorded.items() if v} | extra,
     }
     for name, document in documents.items():
         (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -167,7 +178,7 @@ def _construct(model_cfg: JSON, *, is_imagenet: bool = False) -> Any:
     if "timm_model_name" in model_cfg["vision_cfg"]:
         model_cfg["vision_cfg"]["timm_model_pretrained"] = is_imagenet
     if model_cfg["text_cfg"] is None:
-        return ImageTower(model_cfg["embed_dim"], model_cfg["vision_cfg"])
+        return ImageTower(model_cfg["embed_dim"], model_cfg["vision_cfg"], model_cfg.get("quick_gelu", False))
     is_custom_text = model_cfg.pop("custom_text", False)
     if "hf_model_name" in model_cfg["text_cfg"]:
         model_cfg["text_cfg"]["hf_model_pretrained"] = False
@@ -198,7 +209,7 @@ def _square(size: list[int]) -> int:
 
 
 @torch.no_grad()
-def _check_image_size(student: Student, name: str) -> None:
+def _check_image_size(student: Student, kind: str, name: str) -> None:
     """One image through the tower: what takes another size only after surgery, open_clip could not open once saved."""
     size, visual = student.image_size, student.model.visual
     visual.eval()
@@ -209,7 +220,9 @@ def _check_image_size(student: Student, name: str) -> None:
         raise ConfigError(message) from None
     visual.train()
     if shape != (1, student.embed_dim):
-        raise ConfigError(f"student.model.backbone: {name} gives {shape} for an image, not a vector of the embedding")
+        raise ConfigError(
+            f"student.model.{kind}: {name} gives {shape} for an image, not a vector of {student.embed_dim}"
+        )
 
 
 def _load_checkpoint(model: Any, blueprint: Blueprint, where: str) -> None:

@@ -1,6 +1,7 @@
 """Which loss a recipe asks for, and the logit scale that its student begins with."""
 
 from reinforce.config import LOSSES_OF_IMAGE_TOWERS, StudentConfig
+from reinforce.student.dime_fm_loss import DimeFmLoss
 from reinforce.student.label_loss import LabelLoss
 from reinforce.student.losses import StudentLoss
 from reinforce.student.modality_loss import ModalityLoss
@@ -11,8 +12,10 @@ from reinforce.student.triplets import TripletLoss
 
 def make_loss(
     config: StudentConfig, plan: ReadPlan, dims: dict[str, int], bank: TakenBank | None
-) -> StudentLoss | LabelLoss | ModalityLoss | TripletLoss:
+) -> StudentLoss | LabelLoss | ModalityLoss | TripletLoss | DimeFmLoss:
     """The loss; `dims` are those of the teachers that are read. Raises `ConfigError` if it cannot be had of these."""
+    if config.loss.kind == "dime_fm":
+        return DimeFmLoss(config.loss, dims, config.model.embed_dim)
     if config.loss.kind == "edgevl":
         return ModalityLoss(dims, config.model.embed_dim, config.data.modalities)
     if config.loss.kind == "triplet":

@@ -18,6 +18,7 @@ from reinforce.shards.dataset import Dataset
 from reinforce.shards.schema import Signal, view_column
 from reinforce.storage import StorageError, find_shards, open_store
 from reinforce.student.batch import ORIGINAL, SYNTHETIC
+from reinforce.student.sentence_plan import SentencePlan, plan_sentences
 
 _FOOTERS_AT_ONCE = 16
 
@@ -49,6 +50,8 @@ class ReadPlan:
     """Of tars that hold signals as well as images."""
     modalities: dict[str, ModalityConfig] = field(default_factory=dict)
     """Those that are read besides RGB, as they are read, in the order of `data.modalities`."""
+    sentences: SentencePlan | None = None
+    """What is read beside the images, in the training process itself."""
 
     @property
     def captioners(self) -> tuple[str, ...]:
@@ -89,6 +92,7 @@ def plan_reading(
     seed: int = 0,
     uses_teachers: bool = True,
     reads_captions: bool = True,
+    reads_sentences: bool = False,
     shards: Sequence[str] = (),
     root: str | None = None,
     select: str | None = None,
@@ -96,12 +100,15 @@ def plan_reading(
     """Plans what is read; raises `ConfigError` or `FormatError` with what is missing and what there is.
 
     `root` is where the source is now, if it moved; `shards` narrows the run to these of its shards. Without
-    `reads_captions` neither captions nor what teachers said of them is read, and no sample needs one.
+    `reads_captions` neither captions nor what teachers said of them is read, and no sample needs one. With
+    `reads_sentences` the run reads sentences without images besides.
     """
     dataset = open_dataset_or_packed(dataset_uri)
     packed = dataset.notes if isinstance(dataset, PackedDataset) else None
     if packed is not None and select is not None:
         raise ConfigError("--select: not from packed tars; import them (reinforce import-datacompdr) to select of them")
+    if packed is not None and reads_sentences:
+        raise ConfigError("student.loss.kind: packed tars hold no corpora, which dime_fm reads; train from the dataset")
     images = {signal.model: document for signal, document in dataset.signals.items() if signal.kind == "image"}
     teachers = _chosen("teachers", data.teachers, images) if uses_teachers else {}
     num_captions = _caption_sources(dataset, data, tuple(teachers)) if reads_captions else {}
@@ -137,6 +144,7 @@ def plan_reading(
         selection=selection,
         packed=packed,
         modalities=modalities,
+        sentences=plan_sentences(dataset, data, teachers, seed=seed) if reads_sentences else None,
     )
 
 

@@ -2,8 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from reinforce.config import ConfigError, StudentConfig
-from reinforce.student.batch import Batch, Position
+from reinforce.student.batch import Batch
 from reinforce.student.best import Best, BestWeights
 from reinforce.student.checkpoint import (
     CHECKPOINT_FILE,
     Progress,
     Trainables,
     load_checkpoint,
-    load_triplets,
     read_progress,
     save_checkpoint,
 )
@@ -35,10 +33,8 @@ from reinforce.student.models import Student, build_student
 from reinforce.student.objective import initial_logit_scale, make_loss
 from reinforce.student.optimize import learning_rate, make_average, make_optimizer
 from reinforce.student.plan import ReadPlan
-from reinforce.student.reader import Placement, ReinforcedDataset, local_batch_size
+from reinforce.student.streams import Streams
 from reinforce.student.taken_bank import banks_of
-from reinforce.student.tokenizer import StudentTokenizer
-from reinforce.student.triplet_reader import TripletReader
 
 
 class TrainingError(ValueError):
@@ -53,7 +49,6 @@ class Run:
         self.plan = plan
         self.folder = folder
         self.processes = processes
-        self.local_batch_size = local_batch_size(config, processes.world_size)
         self.num_samples = plan.count_samples()
         self.num_steps = config.steps or max(1, round((config.epochs or 0) * self.num_samples / config.batch_size))
         self.bank, examined_by = banks_of(config, plan)
@@ -61,7 +56,8 @@ class Run:
         self.loss = make_loss(config, plan, dims, self.bank)
         self.examination = prepare_examination(config, examined_by, plan.modalities) if processes.is_first else None
         self.best = BestWeights(folder)
-        self.student = replace(build_student(config.model, config.seed), modalities=plan.modalities)
+        heads = dims if config.loss.kind == "dime_fm" and len(dims) > 1 else {}
+        self.student = replace(build_student(config.model, config.seed), modalities=plan.modalities, heads=heads)
         if self.student.tokenizer is None and config.loss.kind == "clip":
             raise ConfigError("student.model.text: null; loss.kind clip needs a text tower")
         scale = initial_logit_scale(config, plan)
@@ -81,12 +77,7 @@ class Run:
         self.first_step = 0
         self.begins_anew = False
         self.left_out: Counter[str] = Counter()
-        num_workers = max(1, config.data.workers)
-        self.positions = [Position(worker) for worker in range(num_workers)]
-        self.next_worker = 0
-        self.triplets: TripletReader | None = None
-        if config.loss.kind == "triplet" and self.bank is not None:
-            self.triplets = TripletReader(plan, config, self.student, self.bank.bank, processes)
+        self.streams = Streams(config, plan, self.student, self.bank, processes)
         torch.manual_seed(config.seed + processes.rank)
 
     @property
@@ -113,10 +104,7 @@ class Run:
             self.first_step = progress.step
             if self.processes.is_first and self._chooses:
                 self.best = BestWeights(self.folder, progress.best)
-            self.positions = progress.positions[self.processes.rank]
-            self.next_worker = progress.next_workers[self.processes.rank]
-            if self.triplets is not None:
-                self.triplets.mined = load_triplets(checkpoint)
+            self.streams.go_on(progress, checkpoint)
         self.processes.wait()
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -138,11 +126,11 @@ class Run:
     def take_steps(self, journal: Journal | None) -> None:
         """The steps that are left; raises `TrainingError` if the loss is no longer finite."""
         meter = Meter(self.config.batch_size)
-        with self._batches() as batches:
+        with self.streams.batches() as batches:
             for step in range(self.first_step + 1, self.num_steps + 1):
                 with meter.waiting():
                     batch = next(batches)
-                self._note_position(batch.position)
+                self.streams.note(batch.position)
                 self.left_out.update(batch.counts)
                 terms, gradient_norm = self._step(step, batch.to(self.processes.device))
                 meter.add(terms, batch)
@@ -155,7 +143,7 @@ class Run:
                     self._check_finite(step, float(terms["loss"].detach()) + float(gradient_norm))
                     self._save(step)
         if journal is not None:
-            journal.line(meter.limit(self.config.data, may_share_decoding=self.triplets is None))
+            journal.line(meter.limit(self.config.data, may_share_decoding=self.streams.triplets is None))
             if self._chooses and self.best.kept is not None:
                 journal.line(f"the best evaluation is that of {self.best.kept.headline()}")
 
@@ -194,37 +182,6 @@ class Run:
             return nullcontext()
         return torch.autocast(self.processes.device.type, torch.bfloat16)
 
-    @contextmanager
-    def _batches(self) -> Iterator[Iterator[Batch]]:
-        """The stream from where the run is; what it holds is released at the end."""
-        if self.triplets is not None:
-            with closing(self.triplets.batches(self.positions[0])) as batches:
-                yield batches
-            return
-        processes = self.processes
-        started = any(position != Position(position.worker) for position in self.positions)
-        dataset = ReinforcedDataset(
-            self.plan,
-            self.student.tokenizer or StudentTokenizer(context_length=8),
-            batch_size=self.local_batch_size,
-            image_size=self.student.image_size,
-            placement=Placement(
-                rank=processes.rank,
-                world_size=processes.world_size,
-                resume=tuple(self.positions) if started else (),
-                next_worker=self.next_worker,
-            ),
-        )
-        if self.plan.data.workers:
-            yield iter(dataset.loader(pin_memory=processes.device.type == "cuda"))
-        else:
-            with closing(iter(dataset)) as batches:
-                yield batches
-
-    def _note_position(self, position: Position) -> None:
-        self.positions[position.worker] = position
-        self.next_worker = (position.worker + 1) % len(self.positions)
-
     def _evaluate(self, step: int, journal: Journal | None) -> None:
         evaluation = self.config.evaluation
         if evaluation is None or not (step == self.num_steps or step % evaluation.every_steps == 0):
@@ -247,11 +204,11 @@ class Run:
             )
 
     def _save(self, step: int) -> None:
-        gathered = self.processes.gather((self.positions, self.next_worker, rng_state(self.processes.device)))
+        gathered = self.processes.gather((*self.streams.places(), rng_state(self.processes.device)))
         if self.processes.is_first:
-            positions, next_workers, rng_states = (list(values) for values in zip(*gathered, strict=True))
-            progress = Progress(step, positions, next_workers, self._identity(), self.best.kept)
-            mined = self.triplets.mined if self.triplets is not None else None
+            positions, next_workers, sentences, rng_states = (list(values) for values in zip(*gathered, strict=True))
+            progress = Progress(step, positions, next_workers, self._identity(), self.best.kept, sentences)
+            mined = self.streams.triplets.mined if self.streams.triplets is not None else None
             save_checkpoint(self.folder / CHECKPOINT_FILE, self.trainables, progress, rng_states, mined)
             self.best.sweep()
         self.processes.wait()
@@ -281,9 +238,11 @@ class Run:
             f"data: {self.num_samples:,} samples, {self.plan.num_views} views, captions "
             f"{', '.join(self.plan.num_captions) or 'none'}; stored signals of {self.loss.signals}",
         ]
+        if self.plan.sentences is not None:
+            lines.append(self.plan.sentences.description())
         if self.plan.num_skipped_shards:
             lines.append(f"{self.plan.num_skipped_shards:,} unfinished shards are left out")
-        if self.triplets is not None and self.config.model.checkpoint is None and not self.first_step:
+        if self.streams.triplets is not None and self.config.model.checkpoint is None and not self.first_step:
             lines.append("triplets of a student with random weights: student.model.checkpoint names one of stage 1")
         if self.begins_anew:
             lines.append(f"no checkpoint in {self.folder} yet: begins anew")

@@ -3,7 +3,7 @@
 Read once, when a run starts; a bank is small.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reinforce.config import ConfigError, StudentConfig
@@ -31,6 +31,9 @@ def banks_of(config: StudentConfig, plan: ReadPlan) -> tuple[TakenBank | None, B
     """The bank that goes with the student, and the one that it is evaluated by."""
     if config.bank is None:
         return None, None
+    if len(plan.teachers) > 1 and config.loss.kind == "dime_fm":
+        # A student with a head for each is evaluated by the first.
+        plan = replace(plan, teachers=dict(list(plan.teachers.items())[:1]))
     taken = _take(plan, config.bank, "loss.bank" if config.loss.bank else "evaluation.bank")
     other = config.evaluation.bank if config.evaluation else None
     return taken, taken.bank if other in (None, taken.bank.name) else _take(plan, other, "evaluation.bank").bank

@@ -67,6 +67,7 @@ def train_student(
             seed=config.seed,
             uses_teachers=config.loss.kind != "clip",
             reads_captions=config.loss.kind not in LOSSES_OF_IMAGE_TOWERS,
+            reads_sentences=config.loss.kind == "dime_fm" and config.loss.vl_weight > 0,
             shards=shards,
             root=root,
             select=select,

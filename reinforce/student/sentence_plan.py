@@ -1,0 +1,156 @@
+"""Which sentences a run with loss dime_fm reads, checked before anything is read."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from reinforce.config import ConfigError, DataConfig, SentencesConfig
+from reinforce.selection import Selection, read_selection
+from reinforce.shards.corpora import Corpus, corpora_of, open_corpus
+from reinforce.shards.dataset import Dataset
+from reinforce.shards.reader import ShardFile
+from reinforce.shards.schema import (
+    Signal,
+    corpus_embeddings_file,
+    corpus_embeddings_folder,
+    sentences_file,
+    split_corpus_stem,
+)
+from reinforce.storage import open_store
+
+_FOOTERS_AT_ONCE = 16
+_BUILD_THEM = "build.corpora makes one"
+
+
+@dataclass(frozen=True)
+class SentencePlan:
+    """The files of sentences that a run reads, and of which teachers. Small; files are opened by whoever reads."""
+
+    dataset_uri: str
+    seed: int
+    config: SentencesConfig
+    stems: tuple[str, ...]
+    """Those with the embeddings of every teacher, as `corpus_stem` has them."""
+    num_skipped_files: int
+    """Those without, if the recipe skips them."""
+    teachers: dict[str, int]
+    """Name -> dim."""
+    fingerprints: dict[str, str]
+    """Corpus or folder of embeddings -> the fingerprint that each of its files must have."""
+    weights: dict[str, str]
+    """Teacher -> the sha256 of the weights that every embedding must be of."""
+    data: DataConfig
+    selection: Selection | None = None
+
+    @property
+    def corpora(self) -> list[str]:
+        return sorted({split_corpus_stem(stem)[0] for stem in self.stems})
+
+    @property
+    def signals(self) -> dict[str, str]:
+        """Folder of embeddings -> its fingerprint."""
+        return {folder: value for folder, value in self.fingerprints.items() if "/" in folder}
+
+    def sha256(self) -> str:
+        """Of the names of the files, and of what is selected of them."""
+        selected = [self.selection.sha256] if self.selection else []
+        return hashlib.sha256("\n".join([*self.stems, *selected]).encode()).hexdigest()
+
+    def count(self) -> int:
+        """The sentences that are kept and selected. Reads the footer, or the keys, of every file."""
+        store = open_store(self.dataset_uri)
+
+        def of(stem: str) -> int:
+            with ShardFile(store, sentences_file(stem)) as file:
+                if self.selection is None:
+                    return int(file.footer["num_kept"])
+                rows = file.read(["key", "drop_reason"]).to_pylist()
+                keys = self.selection.keys(stem)
+                return sum(row["drop_reason"] is None and row["key"] in keys for row in rows)
+
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+            return sum(pool.map(of, self.stems))
+
+    def description(self) -> str:
+        """A line on what is read."""
+        skipped = f"; {self.num_skipped_files:,} unfinished files are left out" if self.num_skipped_files else ""
+        a_step = f"{self.config.batch_size:,} a step"
+        return f"sentences: {self.count():,} of {', '.join(self.corpora)}, without images, {a_step}{skipped}"
+
+
+def plan_sentences(
+    dataset: Dataset, data: DataConfig, teachers: dict[str, dict[str, Any]], *, seed: int
+) -> SentencePlan:
+    """Plans what is read of a dataset's corpora; `teachers` are the `signal.json` of their embeddings of images.
+
+    Raises `ConfigError` or `FormatError` with what is missing and what there is.
+    """
+    config = data.sentences or SentencesConfig()
+    corpora = [open_corpus(dataset, name) for name in _chosen(dataset, config)]
+    selection = read_selection(config.select, option="student.data.sentences.select") if config.select else None
+    for corpus in corpora:
+        _check_teachers(corpus, teachers)
+    stems = [stem for corpus in corpora for stem in corpus.stems]
+    if selection is not None:
+        selected = set(selection.stems)
+        stems = [stem for stem in stems if stem in selected]
+        if not stems:
+            example = f" (its first is of {selection.stems[0]!r})" if len(selection) else " (it is empty)"
+            raise ConfigError(
+                f"student.data.sentences.select: {config.select} names no sentence of these corpora{example}"
+            )
+    if not stems:
+        names = ", ".join(corpus.name for corpus in corpora)
+        raise ConfigError(f"{dataset.store.uri}: no file of sentences of {names} is finished; build it first")
+    complete = [stem for stem in stems if all(corpus_embeddings_file(stem, name) in dataset.sizes for name in teachers)]
+    if len(complete) < len(stems) and not (complete and data.missing == "skip"):
+        raise ConfigError(
+            f"{dataset.store.uri}: {len(stems) - len(complete)} of {len(stems)} files of sentences are not finished; "
+            "run the build again, or --set student.data.missing=skip"
+        )
+    fingerprints = {corpus.name: str(corpus.document["fingerprint"]) for corpus in corpora}
+    for corpus in corpora:
+        for name in teachers:
+            fingerprints[corpus_embeddings_folder(corpus.name, name)] = str(corpus.teachers[name]["fingerprint"])
+    return SentencePlan(
+        dataset_uri=dataset.store.uri,
+        seed=seed,
+        config=config,
+        stems=tuple(complete),
+        num_skipped_files=len(stems) - len(complete),
+        teachers={name: int(document["model"]["dim"]) for name, document in teachers.items()},
+        fingerprints=fingerprints,
+        weights={name: str(document["content"]["weights_sha256"]) for name, document in teachers.items()},
+        data=data,
+        selection=selection,
+    )
+
+
+def _chosen(dataset: Dataset, config: SentencesConfig) -> list[str]:
+    found = corpora_of(dataset)
+    if not found:
+        raise ConfigError(f"{dataset.store.uri}: has no corpus, and loss.kind dime_fm reads sentences; {_BUILD_THEM}")
+    unknown = sorted(set(config.corpora or ()) - set(found))
+    if unknown:
+        raise ConfigError(
+            f"student.data.sentences.corpora: the dataset has no {unknown[0]!r}; it has {', '.join(found)} "
+            f"({_BUILD_THEM})"
+        )
+    return sorted(config.corpora or found)
+
+
+def _check_teachers(corpus: Corpus, teachers: dict[str, dict[str, Any]]) -> None:
+    """Every teacher must have embedded the corpus, with the weights it embedded the images with."""
+    for name, document in teachers.items():
+        of_sentences = corpus.teachers.get(name)
+        if of_sentences is None:
+            raise ConfigError(
+                f"student.data.sentences: teacher {name} has not embedded corpus {corpus.name} "
+                f"({Signal('image', name).folder} it has); build it with that teacher, or name others in data.teachers"
+            )
+        if of_sentences["content"]["weights_sha256"] != document["content"]["weights_sha256"]:
+            raise ConfigError(
+                f"student.data.sentences: corpus {corpus.name} is of other weights of {name} than its embeddings of "
+                "the images; build it again under another name"
+            )
