@@ -36,7 +36,7 @@ TORCHRUN: dict[str, Any] = {"steps": 60, "checkpoint_every": 10}
 """How the run of the fixture `of_torchrun` differs from `recipe()`."""
 
 
-_ARGUMENTS = ("shards", "root", "select", "uses_teachers", "reads_captions")
+_ARGUMENTS = ("shards", "root", "select", "uses_teachers", "reads_captions", "reads_sentences")
 """Of `plan_reading`."""
 
 

@@ -79,7 +79,8 @@ class StudentModelConfig(Strict):
             raise ValueError("give either architecture (of open_clip) or backbone (of timm)")
         of_backbones = {"projection", "embed_dim", "text"} & self.model_fields_set
         if self.text is None:
-            of_backbones -= {"embed_dim", "text"}
+            # Its image tower alone, with a projection of our own; by value, as a recipe that was written out whole.
+            of_backbones = {"projection"} if self.projection != "linear" else set()
         if self.architecture and of_backbones:
             raise ValueError(f"{sorted(of_backbones)[0]} belongs to a backbone; an architecture has its own")
         if self.architecture and self.checkpoint == "imagenet":
