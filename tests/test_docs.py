@@ -52,6 +52,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`student.model`": config.StudentModelConfig,
     "`student.model.text`": config.TextTowerConfig,
     "`student.data`": config.DataConfig,
+    "`student.data.sentences`": config.SentencesConfig,
     "`student.loss`": config.LossConfig,
     "`student.optimizer`": config.OptimizerConfig,
     "`student.evaluation`": config.EvaluationConfig,
@@ -211,11 +212,11 @@ def test_the_students_page_names_all_that_is_counted_and_recorded() -> None:
     """Counters and rows as the code spells them: a new one that the page lacks is noticed."""
     named = set(re.findall(r"`(\w+)`", (DOCS / "students.md").read_text()))
     student = REPOSITORY / "reinforce" / "student"
-    files = ("loading.py", "groups.py", "shard.py", "assemble.py", "mining.py")
+    files = ("loading.py", "groups.py", "shard.py", "assemble.py", "mining.py", "sentences.py")
     reader = "".join((student / name).read_text() for name in files)
     counted = set(re.findall(r"(?:counts|skipped)\[\"(\w+)\"\]|reasons\.append\(\(\"(\w+)\"", reader))
     names = {one or other for one, other in counted} | {f"no_{role}_caption" for role in (ORIGINAL, SYNTHETIC)}
-    assert len(names) == 11
+    assert len(names) == 15
     names |= {
         "left_out",
         "epoch",

@@ -60,10 +60,11 @@ class StudentModelConfig(Strict):
     projection: Literal["linear", "mlp"] = "linear"
     """From the backbone's pooled features to the embedding."""
     embed_dim: int = Field(512, ge=1)
+    """Of a backbone, or of an architecture's image tower alone."""
     image_size: int | None = Field(None, ge=16)
     """Side of the student's images in pixels; default: the architecture's, or the backbone's own."""
     text: TextTowerConfig | None = TextTowerConfig()
-    """The text transformer of a backbone. null: an image tower alone, in the space of its one teacher."""
+    """The text transformer of a backbone. null: an image tower alone, also of an architecture, in its teacher's space."""
     tokenizer: str | None = None
     """A transformers tokenizer: a folder or a hub id; default: the architecture's, or CLIP's byte-pair encoding."""
     checkpoint: str | None = None

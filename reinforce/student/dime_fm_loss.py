@@ -2,8 +2,8 @@
 
 The student's image tower learns to score the batch's sentences as its teacher scores them, and the batch's images as
 the teacher's own embeddings of them do; the text tower is the teacher's, whose embeddings of sentences are stored.
-With one product of rows x columns x dim more for the gradients, each term costs two such products: vl images x
-sentences twice, pvl and udist images x images. Similarities are formed a few rows at a time (`compare`).
+Costs products of rows x columns x dim, gradients included: vl six of images x sentences, pvl three and udist four of
+images x images. Similarities are formed a few rows at a time (`compare`), and memory grows with columns x dim.
 """
 
 import torch
