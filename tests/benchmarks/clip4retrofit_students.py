@@ -9,10 +9,8 @@ efficientnet_b3 takes some five hours a seed, a mobilenetv4_conv_small 40 minute
 """
 
 import argparse
-import io
 import json
 import statistics
-import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ import yaml
 from rich.console import Console
 
 from reinforce.evaluation import ZeroShotResult, evaluate_models
+from tests.benchmarks.cifar10_labels import write_labelled
 from tests.benchmarks.studies import SEEDS, SHARED, Job, Study, reinforce
-from tests.tars import write_tar
 
 RECIPE = "pipelines/clip4retrofit_cifar10.yaml"
 BACKBONES = ("efficientnet_b3", "tf_efficientnet_lite3", "mobilenetv4_conv_medium")
@@ -35,19 +33,6 @@ def build(folder: Path, shared: Path, device: str) -> None:
     command = ["build", "--shards", str(shared / "data/cifar10/train"), "--recipe", RECIPE, "--output", str(folder)]
     teacher = f"build.teachers.cifar10_a.model=local-dir:{shared / 'teachers/cifar10-a'}"
     reinforce([*command, "--set", teacher, "--set", f"build.device={device}"])
-
-
-def write_holdout(folder: Path, shared: Path) -> Path:
-    """The held-out training shard with labels, which its keys tell."""
-    cifar10 = shared / "data/cifar10"
-    names = (cifar10 / "classnames.txt").read_text().split()
-    with tarfile.open(cifar10 / f"train/{HELD_OUT}.tar") as tar:
-        images = {m.name: tar.extractfile(m) or io.BytesIO() for m in tar if m.name.endswith(".jpg")}
-        members = [(name, file.read()) for name, file in images.items()]
-    labels = [(f"{name[:-4]}.cls", str(names.index(name.rpartition("_")[0])).encode()) for name, _ in members]
-    write_tar(folder / f"{HELD_OUT}.tar", [part for pair in zip(members, labels, strict=True) for part in pair])
-    (folder / "classnames.txt").write_text("\n".join(names))
-    return folder
 
 
 def job_of(backbone: str, dataset: Path, arguments: argparse.Namespace) -> Job:
@@ -92,7 +77,9 @@ def measure(study: Study, arguments: argparse.Namespace) -> dict[str, Any]:
     dataset = study.folder / "data"
     build(dataset, arguments.shared, arguments.device)
     cifar10 = arguments.shared / "data/cifar10"
-    shards = write_holdout(study.folder / "holdout", arguments.shared) if arguments.holdout else cifar10 / "test"
+    shards = cifar10 / "test"
+    if arguments.holdout:
+        shards = write_labelled(study.folder / "holdout", arguments.shared, [HELD_OUT])
     (teacher,) = evaluate(
         [arguments.shared / "teachers/cifar10-a"], shards, arguments.device, dataset / "banks/cifar10"
     )
