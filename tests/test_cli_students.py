@@ -128,10 +128,13 @@ def test_what_a_user_can_get_wrong(workspace: Path, tmp_path: Path, arguments: l
     [
         (["evaluate", "nowhere", "--dataset", "labelled"], "nowhere"),
         (["evaluate", "run/student", "--dataset", "nowhere"], "nowhere"),
-        (["evaluate", "run/student", "--dataset", "labelled", "--task", "linear"], "must be zeroshot or retrieval"),
+        (
+            ["evaluate", "run/student", "--dataset", "labelled", "--task", "knn"],
+            "must be zeroshot, retrieval or linear",
+        ),
         (
             ["evaluate", "nowhere", "--dataset", "labelled", "--task", "retrieval", "--per-class"],
-            "--per-class: goes with --task zeroshot; retrieval has no classes",
+            "--per-class: goes with --task zeroshot or linear; retrieval has no classes",
         ),
         (["export", "run", "--output", "x.onnx"], "no open_clip_config.json"),
         (["export", "run/student", "--output", "x.onnx", "--int8"], "--int8: pass --shards with images like those"),

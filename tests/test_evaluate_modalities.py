@@ -78,7 +78,10 @@ def test_retrieval_between_a_modality_and_rgb(tmp_path: Path) -> None:
 def test_an_image_tower_is_told_how_it_can_be_compared(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("0.png", plain(HUES[0])), ("0.txt", b"red")])
     tower = replace(painter(), encode_text=None, tokenize=None)
-    with pytest.raises(ModelError, match="an image tower alone embeds no texts; --modality NAME compares it with RGB"):
+    with pytest.raises(
+        ModelError,
+        match="an image tower alone embeds no texts; --texts DATASET has its teacher's, --modality NAME compares it",
+    ):
         RetrievalTask(str(tmp_path)).evaluate(tower)
 
 

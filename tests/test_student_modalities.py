@@ -13,7 +13,8 @@ from PIL import Image
 from rich.console import Console
 
 from reinforce.config import ConfigError, ModalityConfig
-from reinforce.evaluation.images import Example, ShardImages, Skipped
+from reinforce.evaluation.examples import Example, Skipped
+from reinforce.evaluation.images import ShardImages
 from reinforce.exchange.pack import pack
 from reinforce.student.batch import Batch
 from reinforce.student.groups import ReadError
@@ -189,6 +190,6 @@ def test_evaluation_reads_a_modality_in_place_of_rgb(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", members + rest)
     depth = ModalityConfig.model_validate({"suffix": "depth.png", "range": [1000, 9000]})
     found = list(ShardImages(str(tmp_path), needs="label", modality=depth).examples(4))
-    values = [(int(each.pixels.mean()), each.label) for each in found if isinstance(each, Example)]
+    values = [(int(each.pixels.mean()), each.facts.label) for each in found if isinstance(each, Example)]
     assert values == [(0, 1), (64, 1), (255, 1), (128, 0)]
     assert [each.reason for each in found if isinstance(each, Skipped)] == ["no_modality", "not_an_image"]

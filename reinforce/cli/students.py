@@ -50,11 +50,21 @@ def train_student(
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Student folders, or what open_clip opens: NAME:TAG, hf-hub:...")],
     dataset: Annotated[list[str], typer.Option(help="Labelled or captioned shards, as --shards of build takes them.")],
-    task: Annotated[str, typer.Option(help="zeroshot or retrieval.")] = "zeroshot",
+    task: Annotated[str, typer.Option(help="zeroshot, retrieval, or linear: a linear probe.")] = "zeroshot",
+    train: Annotated[
+        list[str],
+        typer.Option(help="linear: labelled shards that the probe learns from, other than those of --dataset."),
+    ] = [],  # noqa: B006
     select: Annotated[str | None, typer.Option(help="A Parquet of (stem, key): only these samples.")] = None,
     classnames: Annotated[str | None, typer.Option(help="A file of class names; default: beside the shards.")] = None,
     templates: Annotated[str | None, typer.Option(help="A file of prompts with {}, or openai, or simple.")] = None,
     captions: Annotated[str | None, typer.Option(help="retrieval: txt, or json.FIELD.")] = None,
+    texts: Annotated[
+        str | None,
+        typer.Option(
+            help="retrieval: a reinforced dataset of these shards, whose stored captions replace a text tower."
+        ),
+    ] = None,
     labels: Annotated[
         str | None, typer.Option(help="zeroshot: json.FIELD, where samples have several labels: AUROC alone.")
     ] = None,
@@ -67,7 +77,7 @@ def evaluate(
     modality_range: Annotated[
         str | None, typer.Option(help="With a suffix, what is black and white: type (the default), image or LOW:HIGH.")
     ] = None,
-    per_class: Annotated[bool, typer.Option(help="zeroshot: a row for each class as well.")] = False,
+    per_class: Annotated[bool, typer.Option(help="zeroshot, linear: a row for each class as well.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Every figure, as JSON.")] = False,
 ) -> None:
     """Evaluate students and teachers alike, in one table."""
@@ -76,10 +86,10 @@ def evaluate(
 
         from reinforce.evaluation import evaluate_models, render_class_table, render_table
 
-        if task not in ("zeroshot", "retrieval"):
-            raise ConfigError(f"--task {task}: must be zeroshot or retrieval")
-        if per_class and task != "zeroshot":
-            raise ConfigError("--per-class: goes with --task zeroshot; retrieval has no classes")
+        if task not in ("zeroshot", "retrieval", "linear"):
+            raise ConfigError(f"--task {task}: must be zeroshot, retrieval or linear")
+        if per_class and task == "retrieval":
+            raise ConfigError("--per-class: goes with --task zeroshot or linear; retrieval has no classes")
         results = evaluate_models(
             models,
             dataset,
@@ -90,6 +100,8 @@ def evaluate(
             captions=captions,
             labels=labels,
             bank=bank,
+            texts=texts,
+            train=train,
             modality=modality,
             modality_range=modality_range,
         )

@@ -5,10 +5,12 @@ one pass of the image tower over the shards, on any device; nothing but embeddin
 """
 
 from reinforce.evaluation.crossmodal import CrossModalTask
+from reinforce.evaluation.linear import LinearTask
 from reinforce.evaluation.model import EmbeddingModel, embedding_model_of, load_embedding_model
 from reinforce.evaluation.multilabel import MultiLabelTask
 from reinforce.evaluation.results import (
     CrossModalResult,
+    LinearResult,
     MultiLabelResult,
     RetrievalResult,
     ZeroShotResult,
@@ -23,6 +25,8 @@ __all__ = [
     "CrossModalResult",
     "CrossModalTask",
     "EmbeddingModel",
+    "LinearResult",
+    "LinearTask",
     "MultiLabelResult",
     "MultiLabelTask",
     "RetrievalResult",

@@ -4,12 +4,13 @@ Local shards are read where they lie, remote ones downloaded one ahead to a temp
 images exist between a tar and the model; rendered images are kept for the next pass if all of them fit `cache_bytes`.
 """
 
+import hashlib
 import os
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,7 @@ from jaxtyping import Float
 
 from reinforce.config import ConfigError, ModalityConfig, SourceConfig
 from reinforce.decode import decode, decode_modality
+from reinforce.evaluation.examples import EmbeddedImages, Example, Facts, Origin, Skipped
 from reinforce.evaluation.model import EmbeddingModel
 from reinforce.formatting import format_counts
 from reinforce.sample import RGB, Box, Drop, DropReason, NullReason, Pixels, Sample, View
@@ -38,78 +40,45 @@ _MODALITY = "modality"
 """Whatever the modality is called elsewhere."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """What stands beside an image: a label, or captions."""
-
-    label: int = -1
-    captions: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A rendered image and what stands beside it: a label, or captions."""
-
-    pixels: Pixels
-    label: int
-    captions: tuple[str, ...]
-    rgb: Pixels | None = None
-    """With a modality and `needs` rgb: the sample's own image."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A sample that cannot be used, and why: a `DropReason`, `missing_label`, `bad_label`, `no_caption` or
-    `no_modality`."""
-
-    reason: str
-
-
-@dataclass
-class EmbeddedImages:
-    """Embeddings of every usable image, in order, and the rest by reason."""
-
-    embeddings: Float[torch.Tensor, "rows dim"]
-    labels: list[int] = field(default_factory=list)
-    captions: list[tuple[str, ...]] = field(default_factory=list)
-    rgb: Float[torch.Tensor, "rows dim"] | None = None
-    """With `needs` rgb, of the samples' own images."""
-    drops: Counter[str] = field(default_factory=Counter)
-
-
 class ShardImages:
     """Images of labelled or captioned shards, for one model after another. Reads listings at once, tars when asked.
 
-    `root` is the source root's URI. `counts` says what was left out short of a whole sample; it is complete after a
-    pass. With `modality` the images are a sample's members of its suffix in place of the RGB ones, by its range, and
-    the clean view is their own; `needs` rgb gives both. Raises `ConfigError` for a selection that no shard has a part
-    in, and for a shard that is not a whole tar.
+    `root` is the source root's URI, by default that of the folder that holds all shards. `counts` says what was left
+    out short of a whole sample; it is complete after a pass. With `modality` the images are a sample's members of its
+    suffix in place of the RGB ones, by its range, and the clean view is their own; `needs` rgb gives both. Raises
+    `ConfigError` for a selection that no shard has a part in, and for a shard that is not a whole tar.
     """
 
     def __init__(
         self,
         uris: str | Sequence[str],
         *,
-        needs: Literal["label", "labels", "captions", "rgb"],
+        needs: Literal["label", "labels", "captions", "rgb", "origin"],
         select: str | None = None,
         field_name: str = "txt",
         max_captions: int = 5,
         workers: int | None = None,
         cache_bytes: int = CACHE_BYTES,
         modality: ModalityConfig | None = None,
+        root: str | None = None,
     ) -> None:
-        self.root, refs = find_shards([uris] if isinstance(uris, str) else uris)
+        self.root, refs = find_shards([uris] if isinstance(uris, str) else uris, root)
         self.counts: Counter[str] = Counter()
         self._selection = read_selection(select) if select else None
         self._refs = _selected(refs, self._selection)
         self._needs = needs
         self._max_captions = max_captions
         self._modality = modality
-        self._source = _source_config(None if needs in ("label", "rgb") else field_name, needs, modality)
+        self._source = _source_config(field_name if needs in ("labels", "captions") else None, needs, modality)
         self._workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
         self._cache_bytes = cache_bytes
         self._cached: list[Example | Skipped] | None = None
         self._cached_for: tuple[int, bool] | None = None
+
+    @property
+    def uris(self) -> list[str]:
+        """Of the shards."""
+        return [ref.uri for ref in self._refs]
 
     def embed(self, model: EmbeddingModel, batch_size: int = BATCH_SIZE) -> EmbeddedImages:
         """One pass of a model over the images; the caller puts it into evaluation mode."""
@@ -129,8 +98,7 @@ class ShardImages:
                 if isinstance(example, Skipped):
                     found.drops[example.reason] += 1
                     continue
-                found.labels.append(example.label)
-                found.captions.append(example.captions)
+                found.facts.append(example.facts)
                 batch.append(example)
                 if len(batch) == batch_size:
                     embed_batch()
@@ -165,8 +133,8 @@ class ShardImages:
         pending: deque[Future[Example | Skipped]] = deque()
         pool = ThreadPoolExecutor(self._workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
         try:
-            for sample in self._samples():
-                pending.append(pool.submit(self._render, sample, self._facts(sample), size, squashes))
+            for stem, sample in self._samples():
+                pending.append(pool.submit(self._render, stem, sample, self._facts(sample), size, squashes))
                 if len(pending) > depth:
                     yield pending.popleft().result()
             while pending:
@@ -174,7 +142,7 @@ class ShardImages:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _samples(self) -> Iterator[Sample]:
+    def _samples(self) -> Iterator[tuple[str, Sample]]:
         self.counts = Counter()
         with TemporaryDirectory(prefix="reinforce-evaluate-") as spool, ThreadPoolExecutor(1, "fetch") as fetcher:
             coming = fetcher.submit(_fetch, self._refs[0], Path(spool) / "0.tar")
@@ -182,7 +150,7 @@ class ShardImages:
                 path = coming.result()
                 if following is not None:
                     coming = fetcher.submit(_fetch, following, Path(spool) / f"{index}.tar")
-                yield from self._read(ref, path)
+                yield from ((ref.stem, sample) for sample in self._read(ref, path))
                 if path.parent == Path(spool):
                     path.unlink()
 
@@ -195,7 +163,7 @@ class ShardImages:
             raise ConfigError(f"shard {ref.uri} {error}; mend it or leave it out") from None
         self.counts.update(+source.counts)
 
-    def _facts(self, sample: Sample) -> _Facts | Skipped:
+    def _facts(self, sample: Sample) -> Facts | Skipped:
         needs_rgb = self._modality is None or self._needs == "rgb"
         if sample.drop is not None and (needs_rgb or sample.drop.reason != DropReason.MISSING_IMAGE):
             return Skipped(sample.drop.reason)
@@ -203,17 +171,19 @@ class ShardImages:
             return Skipped(NullReason.NO_MODALITY)
         if self._needs == "captions":
             captions = self._captions(sample)
-            return _Facts(captions=captions) if captions else Skipped("no_caption")
+            return Facts(captions=captions) if captions else Skipped("no_caption")
         if self._needs == "labels":
-            return _Facts(captions=sample.captions) if sample.captions else Skipped("missing_label")
-        if self._needs == "rgb":
-            return _Facts()
+            return Facts(captions=sample.captions) if sample.captions else Skipped("missing_label")
+        if self._needs in ("rgb", "origin"):
+            return Facts()
         if sample.label is None:
             return Skipped("missing_label")
         label = parse_label(sample.label)
-        return Skipped("bad_label") if label is None else _Facts(label)
+        return Skipped("bad_label") if label is None else Facts(label)
 
-    def _render(self, sample: Sample, facts: _Facts | Skipped, size: int, squashes: bool) -> Example | Skipped:
+    def _render(
+        self, stem: str, sample: Sample, facts: Facts | Skipped, size: int, squashes: bool
+    ) -> Example | Skipped:
         if isinstance(facts, Skipped):
             return facts
         modality, limit = self._modality, self._source.max_pixels
@@ -225,7 +195,9 @@ class ShardImages:
             if isinstance(image, Drop):
                 return Skipped(image.reason)
             views.append(_clean_view(image, size, squashes))
-        return Example(views[0], facts.label, facts.captions, *views[1:])
+        if self._needs == "origin":
+            facts = replace(facts, origin=Origin(stem, sample.key, hashlib.sha256(sample.image).digest()))
+        return Example(views[0], facts, *views[1:])
 
     def _captions(self, sample: Sample) -> tuple[str, ...]:
         captions = list(sample.captions)
@@ -244,7 +216,7 @@ class ShardImages:
         if left_out.keys() == {"missing_label"} and self._needs == "labels":
             return f"no sample of {self.root} has labels in {self._source.captions[0]}: pass --labels json.FIELD"
         if left_out.keys() == {"missing_label"}:
-            return f"no sample of {self.root} has a .cls member; zero-shot classification needs labelled shards"
+            return f"no sample of {self.root} has a .cls member; give labelled shards"
         if left_out.keys() == {"no_caption"}:
             return f"no sample of {self.root} has a caption in {self._source.captions[0]}: pass --captions json.FIELD"
         return f"no sample of {self.root} can be used: {format_counts(left_out)}"

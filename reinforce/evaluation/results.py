@@ -85,6 +85,43 @@ class MultiLabelResult:
 
 
 @dataclass(frozen=True)
+class LinearResult:
+    """A linear probe of one model's frozen embeddings; fields as those of `ZeroShotResult`.
+
+    The probe minimises the mean cross-entropy + `l2` / 2 x the squared norm of its weights.
+    """
+
+    model: str
+    num_parameters: int
+    num_samples: int
+    num_train: int
+    """Images that the probe was trained on; `num_held_out` of them chose `l2`, and were then trained on too."""
+    num_held_out: int
+    num_features: int
+    l2: float
+    held_out_top1: float
+    is_converged: bool
+    """Whether every fit reached its optimum."""
+    gradient_norm: float
+    num_iterations: int
+    top1: float
+    top5: float | None
+    mean_per_class: float
+    num_non_finite: int
+    classes: tuple[ClassResult, ...]
+    drops: dict[str, int]
+    train_drops: dict[str, int]
+    counts: dict[str, int]
+    train_counts: dict[str, int]
+    notes: tuple[str, ...]
+    modality: str = RGB_MODALITY
+    modality_range: ValueRange | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"task": "linear"} | asdict(self)
+
+
+@dataclass(frozen=True)
 class RetrievalResult:
     """Retrieval by one model: recall at k, by k."""
 
@@ -100,6 +137,8 @@ class RetrievalResult:
     drops: dict[str, int]
     counts: dict[str, int]
     notes: tuple[str, ...]
+    texts: str | None = None
+    """The teacher whose stored embeddings the captions are; None: the model's own texts."""
 
     def to_json(self) -> dict[str, Any]:
         return {"task": "retrieval"} | asdict(self)
@@ -126,7 +165,7 @@ class CrossModalResult:
         return {"task": "retrieval"} | asdict(self)
 
 
-Result = ZeroShotResult | MultiLabelResult | RetrievalResult | CrossModalResult
+Result = ZeroShotResult | MultiLabelResult | LinearResult | RetrievalResult | CrossModalResult
 
 
 def render_table(results: Sequence[Result]) -> Table:
@@ -136,6 +175,8 @@ def render_table(results: Sequence[Result]) -> Table:
         headers = ["top-1", "top-5", "mean per\nclass", "AUROC"]
     elif isinstance(results[0], MultiLabelResult):
         headers = ["AUROC"]
+    elif isinstance(results[0], LinearResult):
+        headers = ["top-1", "top-5", "mean per\nclass"]
     elif isinstance(results[0], CrossModalResult):
         name = results[0].modality
         headers = [f"{direction}\nR@{k}" for direction in (f"{name}\nto RGB", f"RGB to\n{name}") for k in RECALLS]
@@ -149,13 +190,16 @@ def render_table(results: Sequence[Result]) -> Table:
     return table
 
 
-def render_class_table(results: Sequence[ZeroShotResult] | Sequence[MultiLabelResult]) -> Table:
-    """One row for each class: its samples, and each model's accuracy and AUROC on it."""
+def render_class_table(
+    results: Sequence[ZeroShotResult] | Sequence[MultiLabelResult] | Sequence[LinearResult],
+) -> Table:
+    """One row for each class: its samples, and each model's accuracy and, but for a probe, AUROC on it."""
     names = [result.model.rstrip("/").rpartition("/")[2] for result in results]
-    columns = [f"{name}\n{what}" for name in names for what in ("top-1", "AUROC")]
+    figures = ("top-1",) if isinstance(results[0], LinearResult) else ("top-1", "AUROC")
+    columns = [f"{name}\n{figure}" for name in names for figure in figures]
     table = _table("class", "samples", *columns)
     for rows in zip(*(result.classes for result in results), strict=True):
-        shares = [_share(share) for row in rows for share in (row.accuracy, row.auroc)]
+        shares = [_share(share) for row in rows for share in (row.accuracy, row.auroc)[: len(figures)]]
         _row(table, rows[0].name, f"{rows[0].num_samples:,}", *shares)
     return table
 
@@ -165,6 +209,8 @@ def _figures(result: Result) -> list[float | None]:
         return [result.top1, result.top5, result.mean_per_class, result.auroc]
     if isinstance(result, MultiLabelResult):
         return [result.auroc]
+    if isinstance(result, LinearResult):
+        return [result.top1, result.top5, result.mean_per_class]
     if isinstance(result, CrossModalResult):
         return [recalls[k] for recalls in (result.modality_to_rgb, result.rgb_to_modality) for k in RECALLS]
     return [recalls[k] for recalls in (result.text_to_image, result.image_to_text) for k in RECALLS]
@@ -177,6 +223,11 @@ def _facts(results: Sequence[Result]) -> list[str]:
         lines = [f"{first.num_samples:,} samples, {len(first.classes):,} classes, {prompts}"]
         if first.num_classes_without_auroc:
             lines.append(f"AUROC without {first.num_classes_without_auroc:,} classes that lack samples or others")
+    elif isinstance(first, LinearResult):
+        lines = [
+            f"{first.num_samples:,} samples, {len(first.classes):,} classes, a probe of {first.num_train:,} others"
+        ]
+        lines += [_probe(result) for result in results if isinstance(result, LinearResult)]
     elif isinstance(first, CrossModalResult):
         name, pairs = first.modality, format_count(first.num_pairs, "pair")
         lines = [
@@ -184,14 +235,27 @@ def _facts(results: Sequence[Result]) -> list[str]:
         ]
     else:
         lines = [f"{first.num_images:,} images found by {first.num_captions:,} captions, texts found by image"]
+        lines += [
+            f"{result.model}: captions as {result.texts} embedded them"
+            for result in results
+            if isinstance(result, RetrievalResult) and result.texts is not None
+        ]
     if not isinstance(first, RetrievalResult) and first.modality_range is not None:
         lines.append(f"of {first.modality} images, range {_range(first.modality_range)}")
-    for name, counts in (("dropped", first.drops), ("left out", first.counts)):
+    left_out = [("dropped", first.drops), ("left out", first.counts)]
+    if isinstance(first, LinearResult):
+        left_out += [("dropped of --train", first.train_drops), ("left out of --train", first.train_counts)]
+    for name, counts in left_out:
         lines += [f"{name}: {format_counts(Counter(counts))}"] if counts else []
     for result in results:
         lines += [f"{result.model}: {result.num_non_finite:,} embeddings not finite"] if result.num_non_finite else []
         lines += result.notes
     return lines
+
+
+def _probe(result: LinearResult) -> str:
+    chosen = f"l2 {result.l2:.2g}, chosen by {result.num_held_out:,} of them at top-1 {result.held_out_top1:.4f}"
+    return f"{result.model}: {result.num_features:,} features, {chosen}"
 
 
 def _range(value_range: ValueRange) -> str:

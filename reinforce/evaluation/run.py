@@ -12,6 +12,7 @@ from reinforce.config import ConfigError
 from reinforce.evaluation.banks import bank_for
 from reinforce.evaluation.crossmodal import CrossModalTask
 from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES
+from reinforce.evaluation.linear import LinearTask
 from reinforce.evaluation.modalities import EvaluatedModality, choose_modality
 from reinforce.evaluation.model import check_model_name, load_embedding_model
 from reinforce.evaluation.multilabel import MultiLabelTask
@@ -20,7 +21,19 @@ from reinforce.evaluation.retrieval import RetrievalTask
 from reinforce.evaluation.zeroshot import ZeroShotTask
 from reinforce.weights import resolve_device
 
-TaskName = Literal["zeroshot", "retrieval"]
+TaskName = Literal["zeroshot", "retrieval", "linear"]
+Task = ZeroShotTask | MultiLabelTask | LinearTask | RetrievalTask | CrossModalTask
+
+_TASKS_OF: dict[str, tuple[TaskName, ...]] = {
+    "--classnames": ("zeroshot", "linear"),
+    "--templates": ("zeroshot",),
+    "--bank": ("zeroshot",),
+    "--labels": ("zeroshot",),
+    "--captions": ("retrieval",),
+    "--texts": ("retrieval",),
+    "--train": ("linear",),
+}
+"""The options that not every task has."""
 
 
 def evaluate_models(
@@ -34,6 +47,8 @@ def evaluate_models(
     captions: str | None = None,
     labels: str | None = None,
     bank: str | None = None,
+    texts: str | None = None,
+    train: Sequence[str] = (),
     modality: str | None = None,
     modality_range: str | None = None,
     device: str = "auto",
@@ -45,9 +60,10 @@ def evaluate_models(
 
     `captions` is `txt` unless given. With `labels`, `json.FIELD`, a sample carries several, and AUROC is all there is.
     `bank` is the folder of one that stands for the models' text towers; by default that in a student's folder, if it
-    has no text tower. With a `modality` images are of that one (`modalities.choose_modality`), and retrieval is between
-    it and RGB. `threads` is torch's, for the model; the other cores decode. Raises `ConfigError`, `ModelError`,
-    `FormatError` or `StorageError`.
+    has no text tower. `texts` is a reinforced dataset of the evaluated shards: in retrieval its captions, as a teacher
+    embedded them, stand for the text towers. `train` are the shards that a linear probe learns from. With a `modality`
+    images are of that one (`modalities.choose_modality`), and retrieval is between it and RGB. `threads` is torch's,
+    for the model; the other cores decode. Raises `ConfigError`, `ModelError`, `FormatError` or `StorageError`.
     """
     console = console or Console(stderr=True)
     where = resolve_device(device)
@@ -58,11 +74,20 @@ def evaluate_models(
     for name in models:
         check_model_name(name)
     evaluated = choose_modality(models, modality, modality_range)
+    given = {
+        "--classnames": classnames,
+        "--templates": templates,
+        "--bank": bank,
+        "--labels": labels,
+        "--captions": captions,
+        "--texts": texts,
+        "--train": train or None,
+    }
+    _check_options(task, given, evaluated)
     prepared = _prepare(
         task,
         dataset,
-        {"--classnames": classnames, "--templates": templates, "--bank": bank, "--labels": labels},
-        captions,
+        given,
         evaluated,
         select=select,
         batch_size=batch_size,
@@ -80,7 +105,7 @@ def evaluate_models(
 def _evaluate(
     name: str,
     where: torch.device,
-    prepared: ZeroShotTask | MultiLabelTask | RetrievalTask | CrossModalTask,
+    prepared: Task,
     evaluated: EvaluatedModality,
     *,
     bank: str | None,
@@ -90,42 +115,44 @@ def _evaluate(
     model = load_embedding_model(name, where)
     if isinstance(prepared, RetrievalTask | CrossModalTask):
         return prepared.evaluate(model)
+    value_range = evaluated.config.range if evaluated.config else None
+    if isinstance(prepared, LinearTask):
+        return replace(prepared.evaluate(model), modality=evaluated.name, modality_range=value_range)
     found = bank_for(model, bank)
     if found is not None and templates is not None:
         raise ConfigError(f"--templates: {name} is scored by bank {found.name}, which has its own")
-    value_range = evaluated.config.range if evaluated.config else None
     return replace(prepared.evaluate(model, found), modality=evaluated.name, modality_range=value_range)
 
 
-def _prepare(
-    task: TaskName,
-    dataset: str | Sequence[str],
-    prompts: dict[str, str | None],
-    captions: str | None,
-    evaluated: EvaluatedModality,
-    **images: Any,
-) -> ZeroShotTask | MultiLabelTask | RetrievalTask | CrossModalTask:
-    """The task, refused with options of the other one; `images` go on to either."""
-    given = {option for option, value in (prompts | {"--captions": captions}).items() if value is not None}
-    foreign = given & (prompts.keys() if task == "retrieval" else {"--captions"})
-    if foreign:
-        other = "zeroshot" if task == "retrieval" else "retrieval"
-        raise ConfigError(f"{' and '.join(sorted(foreign))}: only for --task {other}")
+def _check_options(task: TaskName, given: dict[str, Any], evaluated: EvaluatedModality) -> None:
+    """Refuses options that do not go with the task, or with one another."""
+    for option, value in given.items():
+        if value is not None and task not in _TASKS_OF[option]:
+            raise ConfigError(f"{option}: only for --task {' or '.join(_TASKS_OF[option])}")
+    if task == "linear" and given["--train"] is None:
+        raise ConfigError("--task linear: pass --train SHARDS, labelled ones that the probe learns from")
+    if given["--bank"] is not None and given["--templates"] is not None:
+        raise ConfigError("--templates: a bank has its own; leave out either")
+    if given["--texts"] is not None and given["--captions"] is not None:
+        raise ConfigError("--captions: with --texts captions are those of the dataset")
     if task == "retrieval" and evaluated.config is not None:
-        if captions is not None:
-            raise ConfigError(f"--captions: with --modality {evaluated.name} images are found by images")
+        for option in ("--captions", "--texts"):
+            if given[option] is not None:
+                raise ConfigError(f"{option}: with --modality {evaluated.name} images are found by images")
+
+
+def _prepare(
+    task: TaskName, dataset: str | Sequence[str], given: dict[str, Any], evaluated: EvaluatedModality, **images: Any
+) -> Task:
+    """The task, of options that go with it; `images` go on to any."""
+    if task == "retrieval" and evaluated.config is not None:
         return CrossModalTask(dataset, name=evaluated.name, modality=evaluated.config, **images)
     if task == "retrieval":
-        return RetrievalTask(dataset, captions=captions or "txt", **images)
-    images |= {"modality": evaluated.config}
-    if prompts["--bank"] is not None and prompts["--templates"] is not None:
-        raise ConfigError("--templates: a bank has its own; leave out either")
-    if prompts["--labels"] is not None:
-        return MultiLabelTask(
-            dataset,
-            labels=prompts["--labels"],
-            classnames=prompts["--classnames"],
-            templates=prompts["--templates"],
-            **images,
-        )
-    return ZeroShotTask(dataset, classnames=prompts["--classnames"], templates=prompts["--templates"], **images)
+        return RetrievalTask(dataset, captions=given["--captions"] or "txt", texts=given["--texts"], **images)
+    images |= {"modality": evaluated.config, "classnames": given["--classnames"]}
+    if task == "linear":
+        return LinearTask(dataset, train=given["--train"], **images)
+    images |= {"templates": given["--templates"]}
+    if given["--labels"] is not None:
+        return MultiLabelTask(dataset, labels=given["--labels"], **images)
+    return ZeroShotTask(dataset, **images)

@@ -8,20 +8,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from reinforce.config import ConfigError, ModalityConfig
+from reinforce.config import ModalityConfig
 from reinforce.evaluation.banks import Classes, classes_in, notes_of
-from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES, EmbeddedImages, ShardImages
+from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES, ShardImages
+from reinforce.evaluation.labels import class_result, rows_with_name
 from reinforce.evaluation.metrics import class_aurocs, label_ranks, num_non_finite, recall
 from reinforce.evaluation.model import TEXTS_PER_BATCH, EmbeddingModel
-from reinforce.evaluation.results import ClassResult, ZeroShotResult
+from reinforce.evaluation.results import ZeroShotResult
 from reinforce.prompts import prompt, read_classnames, read_templates
 from reinforce.shards.banks import Bank
-
-MOST_OUT_OF_RANGE = 0.01
-"""A larger share of labels without a name says that the names are another data set's."""
 
 
 class ZeroShotTask:
@@ -59,13 +57,13 @@ class ZeroShotTask:
         with model.evaluating():
             classes = self._classes(model) if bank is None else classes_in(bank, self.classnames)
             found = self.images.embed(model, self.batch_size)
-        images, label_ids = self._in_range(found)
+        images, label_ids = rows_with_name(found, len(self.classnames), self.images.root)
         labels = classes.of_label[label_ids]
         ranks = label_ranks(images, classes.embeddings, labels)
         strange = num_non_finite(images, classes.embeddings)
         aurocs = [None] * len(classes.names) if strange else class_aurocs(images, classes.embeddings, labels)
         per_class = tuple(
-            _class_result(name, ranks[labels == index], auroc)
+            class_result(name, ranks[labels == index], auroc)
             for index, (name, auroc) in enumerate(zip(classes.names, aurocs, strict=True))
         )
         known = [auroc for auroc in aurocs if auroc is not None]
@@ -91,20 +89,6 @@ class ZeroShotTask:
         embeddings = embed_classes(model, self.classnames, self.templates)
         return Classes(self.classnames, embeddings, np.arange(len(self.classnames)))
 
-    def _in_range(self, found: EmbeddedImages) -> tuple[Float[Tensor, "rows dim"], Int[np.ndarray, " rows"]]:
-        """The rows whose label has a name; the others are dropped, or refused if they are many."""
-        labels, num_classes = np.array(found.labels), len(self.classnames)
-        has_name = (labels >= 0) & (labels < num_classes)
-        num_nameless = int((~has_name).sum())
-        if num_nameless > MOST_OUT_OF_RANGE * len(labels):
-            raise ConfigError(
-                f"{num_nameless:,} of {len(labels):,} labels of {self.images.root} have no name: there are "
-                f"{num_classes} class names and labels from {labels.min()} to {labels.max()}; pass --classnames FILE"
-            )
-        if num_nameless:
-            found.drops["label_out_of_range"] = num_nameless
-        return found.embeddings[torch.from_numpy(has_name)], labels[has_name]
-
 
 def embed_classes(
     model: EmbeddingModel, classnames: Sequence[str], templates: Sequence[str]
@@ -117,7 +101,3 @@ def embed_classes(
         prompts = [prompt(template, name) for name in names for template in templates]
         means.append(model.embed_texts(prompts).view(len(names), len(templates), -1).mean(dim=1))
     return torch.nn.functional.normalize(torch.cat(means), dim=-1)
-
-
-def _class_result(name: str, ranks: Int[np.ndarray, " rows"], auroc: float | None) -> ClassResult:
-    return ClassResult(name, len(ranks), recall(ranks, 1) if len(ranks) else None, auroc)

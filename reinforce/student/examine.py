@@ -9,7 +9,8 @@ from torch import Tensor
 
 from reinforce.config import ConfigError, ModalityConfig, StudentConfig
 from reinforce.evaluation import EmbeddingModel, ZeroShotResult, ZeroShotTask
-from reinforce.evaluation.images import CACHE_BYTES, Example, ShardImages
+from reinforce.evaluation.examples import Example
+from reinforce.evaluation.images import CACHE_BYTES, ShardImages
 from reinforce.formatting import format_counts
 from reinforce.image_tower import head_of
 from reinforce.sample import RGB_MODALITY, DropReason, NullReason

@@ -1,0 +1,130 @@
+"""A linear probe of frozen image embeddings: how well a classifier on them can do that has labels to learn from.
+
+The features are the unit-norm embedding that a model is used by, of clean views. One pass over the training shards and
+one over the evaluated ones; memory is 4 bytes x dim for each image of both. No test label has a part in any choice.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reinforce.config import ConfigError, ModalityConfig
+from reinforce.evaluation.examples import EmbeddedImages
+from reinforce.evaluation.images import BATCH_SIZE, CACHE_BYTES, ShardImages
+from reinforce.evaluation.labels import class_result, rows_with_name
+from reinforce.evaluation.metrics import label_ranks, num_non_finite, recall
+from reinforce.evaluation.model import EmbeddingModel
+from reinforce.evaluation.probe import ChosenProbe, choose_probe
+from reinforce.evaluation.results import LinearResult
+from reinforce.prompts import read_classnames
+
+
+class LinearTask:
+    """Labelled shards to train a probe on and labelled shards to evaluate it on, ready for any number of models.
+
+    `classnames`, `select` and `modality` as of `ZeroShotTask`; the selection is of the evaluated shards alone. Raises
+    `ConfigError`, also for a shard that is in both.
+    """
+
+    def __init__(
+        self,
+        uris: str | Sequence[str],
+        *,
+        train: Sequence[str],
+        select: str | None = None,
+        classnames: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        workers: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        modality: ModalityConfig | None = None,
+    ) -> None:
+        self.images = ShardImages(
+            uris, needs="label", select=select, workers=workers, cache_bytes=cache_bytes // 2, modality=modality
+        )
+        self.train = ShardImages(
+            train, needs="label", workers=workers, cache_bytes=cache_bytes - cache_bytes // 2, modality=modality
+        )
+        in_both = sorted(set(self.images.uris) & set(self.train.uris))
+        if in_both:
+            raise ConfigError(f"--train: {in_both[0]} is evaluated too; train the probe on other shards")
+        self.classnames = read_classnames(self.images.root, classnames)
+        self.batch_size = batch_size
+
+    def evaluate(self, model: EmbeddingModel) -> LinearResult:
+        """One pass of the model over both, the probe, and what came of it."""
+        with model.evaluating():
+            learned = self.train.embed(model, self.batch_size)
+            found = self.images.embed(model, self.batch_size)
+        features, targets = self._training_rows(learned)
+        chosen = choose_probe(features.to(_device_of(model)), targets, len(self.classnames))
+        if chosen is None:
+            raise ConfigError(
+                f"--train: no class has two images in {self.train.root}; a fifth of them is held out to choose by"
+            )
+        images, labels = rows_with_name(found, len(self.classnames), self.images.root)
+        ranks = _ranks(chosen, images, labels)
+        per_class = tuple(
+            class_result(name, ranks[labels == index], None) for index, name in enumerate(self.classnames)
+        )
+        return LinearResult(
+            model=model.name,
+            num_parameters=model.num_parameters,
+            num_samples=len(labels),
+            num_train=len(targets),
+            num_held_out=chosen.num_held_out,
+            num_features=features.shape[1],
+            l2=chosen.probe.l2,
+            held_out_top1=chosen.held_out_accuracy,
+            is_converged=chosen.num_not_converged == 0,
+            gradient_norm=chosen.probe.gradient_norm,
+            num_iterations=chosen.probe.num_iterations,
+            top1=recall(ranks, 1),
+            top5=recall(ranks, 5) if len(self.classnames) > 5 else None,
+            mean_per_class=float(np.mean([row.accuracy for row in per_class if row.accuracy is not None])),
+            num_non_finite=num_non_finite(images),
+            classes=per_class,
+            drops=dict(sorted(found.drops.items())),
+            train_drops=dict(sorted(learned.drops.items())),
+            counts=dict(sorted((+self.images.counts).items())),
+            train_counts=dict(sorted((+self.train.counts).items())),
+            notes=model.notes + self._notes(model, chosen, targets),
+        )
+
+    def _training_rows(self, learned: EmbeddedImages) -> tuple[Float[Tensor, "rows dim"], Int[np.ndarray, " rows"]]:
+        """Those with a name and a finite embedding: one that is not would spoil the probe."""
+        features, targets = rows_with_name(learned, len(self.classnames), self.train.root)
+        is_finite = torch.isfinite(features).all(dim=1)
+        if not is_finite.all():
+            learned.drops["non_finite"] = int((~is_finite).sum())
+            features, targets = features[is_finite], targets[is_finite.numpy()]
+        return features, targets
+
+    def _notes(self, model: EmbeddingModel, chosen: ChosenProbe, targets: Int[np.ndarray, " rows"]) -> tuple[str, ...]:
+        """What a reader of the figures must know of the probe."""
+        notes = []
+        if chosen.num_not_converged:
+            fits = f"{chosen.num_not_converged} of {chosen.num_fits} fits"
+            notes.append(f"{model.name}: {fits} of the probe stopped short of the optimum")
+        if chosen.is_at_end:
+            notes.append(f"{model.name}: l2 {chosen.probe.l2:.2g} is at the end of the range that is searched")
+        num_untrained = len(self.classnames) - len(np.unique(targets))
+        if num_untrained:
+            notes.append(f"{model.name}: {num_untrained:,} classes have no image to train on")
+        return tuple(notes)
+
+
+def _ranks(
+    chosen: ChosenProbe, images: Float[Tensor, "rows dim"], labels: Int[np.ndarray, " rows"]
+) -> Int[np.ndarray, " rows"]:
+    """How many classes the probe finds likelier than the right one."""
+    probe = chosen.probe
+    classes = torch.cat([probe.weights, probe.intercepts[:, None]], dim=1).float().cpu()
+    return label_ranks(torch.nn.functional.pad(images, (0, 1), value=1.0), classes, labels)
+
+
+def _device_of(model: EmbeddingModel) -> torch.device:
+    """The model's own, unless it lacks float64."""
+    return model.device if model.device.type == "cuda" else torch.device("cpu")
