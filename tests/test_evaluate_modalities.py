@@ -80,7 +80,7 @@ def test_an_image_tower_is_told_how_it_can_be_compared(tmp_path: Path) -> None:
     tower = replace(painter(), encode_text=None, tokenize=None)
     with pytest.raises(
         ModelError,
-        match="an image tower alone embeds no texts; --texts DATASET has its teacher's, --modality NAME compares it",
+        match="an image tower alone; --texts DATASET has its teacher's texts, --modality NAME compares it",
     ):
         RetrievalTask(str(tmp_path)).evaluate(tower)
 

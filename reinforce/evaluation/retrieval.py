@@ -58,7 +58,7 @@ class RetrievalTask:
         if self._texts is not None:
             return self._evaluate_by(self._texts, model)
         if not model.has_text:
-            why = "an image tower alone embeds no texts; --texts DATASET has its teacher's, --modality NAME compares it with RGB"
+            why = "an image tower alone; --texts DATASET has its teacher's texts, --modality NAME compares it with RGB"
             raise ModelError(f"model {model.name}: {why}")
         with model.evaluating():
             found = self.images.embed(model, self.batch_size)
