@@ -50,7 +50,8 @@ class LoadedImageTower:
     """An image tower in evaluation mode with what belongs to it. `preprocess` has `size`, `mean`, `std` and more.
 
     `space` are the sha256 of the weights of the teachers it was trained from; `bank` is the folder of the one bank that
-    it has taken along; `heads` are the dims of its teachers, by name, if they are several.
+    it has taken along; `heads` are the dims of its teachers, by name, if they are several; `teachers` the sha256s by
+    name.
     """
 
     model: ImageTower
@@ -58,6 +59,7 @@ class LoadedImageTower:
     space: frozenset[str]
     bank: Path | None
     heads: dict[str, int]
+    teachers: dict[str, str | None]
 
 
 def banks_in(folder: Path) -> list[Path]:
@@ -123,11 +125,12 @@ def load_image_tower(folder: Path | str) -> LoadedImageTower:
         model = ImageTower(model_cfg["embed_dim"], vision_cfg, model_cfg.get("quick_gelu", False))
         model.load_state_dict(load_file(folder / WEIGHTS_NAME))
         made = json.loads((folder / STUDENT_NAME).read_text(encoding="utf-8"))
-        recorded = [*made.get("teachers", {}).values(), made.get("bank", {}).get("weights_sha256")]
+        teachers = dict(made.get("teachers", {}))
+        recorded = [*teachers.values(), made.get("bank", {}).get("weights_sha256")]
     except Exception as error:  # open_clip and timm raise whatever a damaged folder leads them to
         raise ModelError(f"model {folder}: {' '.join(str(error).split())[:300] or type(error).__name__}") from None
     banks = banks_in(folder)
     size = {"size": model_cfg["vision_cfg"].get("image_size", 224)}
     space = frozenset(sha256 for sha256 in recorded if isinstance(sha256, str))
     bank = banks[0] if len(banks) == 1 else None
-    return LoadedImageTower(model.eval(), size | preprocess, space, bank, recorded_heads(folder))
+    return LoadedImageTower(model.eval(), size | preprocess, space, bank, recorded_heads(folder), teachers)

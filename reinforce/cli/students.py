@@ -71,6 +71,9 @@ def evaluate(
     bank: Annotated[
         str | None, typer.Option(help="zeroshot: a bank's folder instead of texts; default: that of an image tower.")
     ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Whose bank or texts, where there are several of the student's teachers.")
+    ] = None,
     modality: Annotated[
         str | None, typer.Option(help="Images of this modality: a student's NAME for it, or a suffix such as ir.jpg.")
     ] = None,
@@ -101,6 +104,7 @@ def evaluate(
             labels=labels,
             bank=bank,
             texts=texts,
+            teacher=teacher,
             train=train,
             modality=modality,
             modality_range=modality_range,

@@ -47,25 +47,26 @@ def classes_in(bank: Bank, classnames: Sequence[str]) -> Classes:
     )
 
 
-def bank_for(model: EmbeddingModel, uri: str | None) -> Bank | None:
+def bank_for(model: EmbeddingModel, uri: str | None, teacher: str | None = None) -> Bank | None:
     """The bank at `uri` as it fits the model, or the one in a student's folder; None for a model with a text tower.
 
-    Where several teachers have embedded the labels, that of the model's own or recorded weights. Raises `ConfigError`
-    or `FormatError`.
+    Where several teachers have embedded the labels, that of the model's own or recorded weights: of `teacher`, or of
+    the first by name. Raises `ConfigError` or `FormatError`.
     """
     if uri is None and model.has_text:
+        if teacher is not None:
+            raise ConfigError(f"--teacher {teacher}: {model.name} is scored by its own texts; pass --bank URI too")
         return None
     where = str(model.bank) if uri is None and model.bank else uri
     if where is None:
         raise ConfigError(
             f"model {model.name}: an image tower alone, and its folder has no bank or several; pass --bank URI"
         )
-    bank = _of_its_space(
-        model, [read_bank(where, teacher) for teacher in teachers_of_bank(where)] or [read_bank(where)], where
-    )
+    names = [teacher] if teacher is not None else teachers_of_bank(where)
+    bank = _of_its_space(model, [read_bank(where, name) for name in names] or [read_bank(where)], where)
     pixels = np.zeros((1, model.image_size, model.image_size, 3), np.uint8)
     with model.evaluating():
-        dim = model.embed_images(pixels).shape[1]
+        dim = model.in_space_of(model.embed_images(pixels), bank.teacher, bank.weights_sha256).shape[1]
     if dim != bank.embeddings.shape[1]:
         raise ConfigError(
             f"--bank {where}: its labels have {bank.embeddings.shape[1]} values, an image of {model.name} has {dim}"

@@ -4,9 +4,9 @@ Built from a loaded open_clip model, or by a trainer from the student it holds. 
 each module's training mode is put back, no gradient is kept, and no random number is drawn.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from reinforce.image_tower import IMAGE_TOWER_CONFIG_NAME, is_image_tower, load_image_tower
+from reinforce.image_tower import IMAGE_TOWER_CONFIG_NAME, head_of, is_image_tower, load_image_tower
 from reinforce.weights import ModelError, OpenClipModel, load_open_clip
 
 TEXTS_PER_BATCH = 256
@@ -45,6 +45,10 @@ class EmbeddingModel:
     """The sha256 of the weights whose space the embeddings are in: a model's own, of an image tower its teacher's."""
     bank: Path | None = None
     """The folder of the bank that an image tower has taken along."""
+    heads: Mapping[str, int] = field(default_factory=dict)
+    """Of an image tower of several teachers, the dims that each has of its embedding, by name."""
+    teachers: Mapping[str, str | None] = field(default_factory=dict)
+    """The sha256s of their weights."""
 
     @property
     def has_text(self) -> bool:
@@ -74,6 +78,17 @@ class EmbeddingModel:
         scaled = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div_(255)
         return _unit_norm(self.encode_image((scaled - mean) / std))
 
+    def in_space_of(
+        self, embeddings: Float[Tensor, "rows dim"], teacher: str, weights_sha256: str | None
+    ) -> Float[Tensor, "rows head"]:
+        """Embeddings of images as they compare with those of a teacher, or of one of its weights under another name:
+        its head, of unit norm; all of them where there are no heads. Raises `ModelError` if it is no teacher of it."""
+        if not self.heads:
+            return embeddings
+        if self.teachers.get(teacher) != weights_sha256:
+            teacher = next((name for name, sha256 in self.teachers.items() if sha256 == weights_sha256), teacher)
+        return torch.nn.functional.normalize(embeddings[:, head_of(self.heads, teacher)], dim=-1)
+
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "rows dim"]:
         """Unit-norm rows on the CPU, in batches. Raises `ModelError` without a text tower."""
         encode, tokenize = self.encode_text, self.tokenize
@@ -89,7 +104,7 @@ def load_embedding_model(name: str, device: torch.device) -> EmbeddingModel:
     if is_image_tower(folder):
         tower = load_image_tower(folder)
         model = embedding_model_of(OpenClipModel(tower.model, None, tower.preprocess, ""), name, device)
-        return replace(model, space=tower.space, bank=tower.bank)
+        return replace(model, space=tower.space, bank=tower.bank, heads=tower.heads, teachers=tower.teachers)
     loaded = load_open_clip(open_clip_name(name))
     return replace(embedding_model_of(loaded, name, device), space=frozenset([loaded.weights_sha256]))
 

@@ -60,6 +60,8 @@ class MultiLabelTask:
         with model.evaluating():
             classes = self._classes(model, bank, templates)
             found = self.images.embed(model, self.batch_size)
+        if bank is not None:
+            found.embeddings = model.in_space_of(found.embeddings, bank.teacher, bank.weights_sha256)
         carries, counts = _carries(found.captions, classes.names)
         strange = num_non_finite(found.embeddings, classes.embeddings)
         areas: list[float | None] = [None] * len(classes.names)

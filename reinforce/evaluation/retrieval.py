@@ -28,8 +28,8 @@ class RetrievalTask:
     """Captioned shards, ready for any number of models.
 
     `captions` is `txt` (one caption a line, as CLIP_benchmark writes them) or `json.FIELD`. With `texts`, a reinforced
-    dataset of these shards, captions are its original ones as a teacher of the model's space embedded them. Raises
-    `ConfigError`, or `FormatError` for a dataset that is none.
+    dataset of these shards, captions are its original ones as a teacher of the model's space embedded them:
+    `teacher`, or the first by name. Raises `ConfigError`, or `FormatError` for a dataset that is none.
     """
 
     def __init__(
@@ -40,12 +40,14 @@ class RetrievalTask:
         captions: str = "txt",
         max_captions: int = 5,
         texts: str | None = None,
+        teacher: str | None = None,
         batch_size: int = BATCH_SIZE,
         workers: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         options: dict[str, Any] = {"select": select, "workers": workers, "cache_bytes": cache_bytes}
         self._texts = StoredTexts(texts) if texts is not None else None
+        self._teacher = teacher
         self._max_captions = max_captions
         if self._texts is not None:
             self.images = _images_of(self._texts, uris, options)
@@ -68,11 +70,12 @@ class RetrievalTask:
 
     def _evaluate_by(self, stored: StoredTexts, model: EmbeddingModel) -> RetrievalResult:
         """By the texts of a teacher, which is not loaded."""
-        signal = stored.signal_for(model)
+        signal = stored.signal_for(model, self._teacher)
         with model.evaluating():
             found = self.images.embed(model, self.batch_size)
         matched = stored.match(found.origins, signal, self._max_captions)
         images = found.embeddings[torch.from_numpy(matched.images)]
+        images = model.in_space_of(images, signal.model, stored.weights_sha256_of(signal))
         if images.shape[1] != matched.embeddings.shape[1]:
             raise ConfigError(
                 f"--texts {stored.uri}: captions by {signal.model} have {matched.embeddings.shape[1]} values, an image "

@@ -31,6 +31,7 @@ _TASKS_OF: dict[str, tuple[TaskName, ...]] = {
     "--labels": ("zeroshot",),
     "--captions": ("retrieval",),
     "--texts": ("retrieval",),
+    "--teacher": ("zeroshot", "retrieval"),
     "--train": ("linear",),
 }
 """The options that not every task has."""
@@ -48,6 +49,7 @@ def evaluate_models(
     labels: str | None = None,
     bank: str | None = None,
     texts: str | None = None,
+    teacher: str | None = None,
     train: Sequence[str] = (),
     modality: str | None = None,
     modality_range: str | None = None,
@@ -61,9 +63,10 @@ def evaluate_models(
     `captions` is `txt` unless given. With `labels`, `json.FIELD`, a sample carries several, and AUROC is all there is.
     `bank` is the folder of one that stands for the models' text towers; by default that in a student's folder, if it
     has no text tower. `texts` is a reinforced dataset of the evaluated shards: in retrieval its captions, as a teacher
-    embedded them, stand for the text towers. `train` are the shards that a linear probe learns from. With a `modality`
-    images are of that one (`modalities.choose_modality`), and retrieval is between it and RGB. `threads` is torch's,
-    for the model; the other cores decode. Raises `ConfigError`, `ModelError`, `FormatError` or `StorageError`.
+    embedded them, stand for the text towers. `teacher` says which one's bank or texts, where a student has several;
+    the first by name otherwise. `train` are the shards that a linear probe learns from. With a `modality` images are of
+    that one (`modalities.choose_modality`), and retrieval is between it and RGB. `threads` is torch's, for the model;
+    the other cores decode. Raises `ConfigError`, `ModelError`, `FormatError` or `StorageError`.
     """
     console = console or Console(stderr=True)
     where = resolve_device(device)
@@ -81,6 +84,7 @@ def evaluate_models(
         "--labels": labels,
         "--captions": captions,
         "--texts": texts,
+        "--teacher": teacher,
         "--train": train or None,
     }
     _check_options(task, given, evaluated)
@@ -98,7 +102,7 @@ def evaluate_models(
     results: list[Result] = []
     for name in models:
         with console.status(f"evaluating {name}"):
-            results.append(_evaluate(name, where, prepared, evaluated, bank=bank, templates=templates))
+            results.append(_evaluate(name, where, prepared, evaluated, bank=bank, teacher=teacher, templates=templates))
     return results
 
 
@@ -109,6 +113,7 @@ def _evaluate(
     evaluated: EvaluatedModality,
     *,
     bank: str | None,
+    teacher: str | None,
     templates: str | None,
 ) -> Result:
     """One model, which is loaded here and gone with the return."""
@@ -118,7 +123,7 @@ def _evaluate(
     value_range = evaluated.config.range if evaluated.config else None
     if isinstance(prepared, LinearTask):
         return replace(prepared.evaluate(model), modality=evaluated.name, modality_range=value_range)
-    found = bank_for(model, bank)
+    found = bank_for(model, bank, teacher)
     if found is not None and templates is not None:
         raise ConfigError(f"--templates: {name} is scored by bank {found.name}, which has its own")
     return replace(prepared.evaluate(model, found), modality=evaluated.name, modality_range=value_range)
@@ -135,6 +140,8 @@ def _check_options(task: TaskName, given: dict[str, Any], evaluated: EvaluatedMo
         raise ConfigError("--templates: a bank has its own; leave out either")
     if given["--texts"] is not None and given["--captions"] is not None:
         raise ConfigError("--captions: with --texts captions are those of the dataset")
+    if task == "retrieval" and given["--teacher"] is not None and given["--texts"] is None:
+        raise ConfigError("--teacher: goes with --texts, or with a bank in --task zeroshot")
     if task == "retrieval" and evaluated.config is not None:
         for option in ("--captions", "--texts"):
             if given[option] is not None:
@@ -148,7 +155,8 @@ def _prepare(
     if task == "retrieval" and evaluated.config is not None:
         return CrossModalTask(dataset, name=evaluated.name, modality=evaluated.config, **images)
     if task == "retrieval":
-        return RetrievalTask(dataset, captions=given["--captions"] or "txt", texts=given["--texts"], **images)
+        images |= {"texts": given["--texts"], "teacher": given["--teacher"]}
+        return RetrievalTask(dataset, captions=given["--captions"] or "txt", **images)
     images |= {"modality": evaluated.config, "classnames": given["--classnames"]}
     if task == "linear":
         return LinearTask(dataset, train=given["--train"], **images)

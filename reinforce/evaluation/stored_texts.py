@@ -57,15 +57,22 @@ class StoredTexts:
         self.source_root = str(self._dataset.document.get("source_root") or "")
         """Of the dataset: its shards are named from there."""
 
-    def signal_for(self, model: EmbeddingModel) -> Signal:
-        """The texts in the model's space, of the first teacher by name; raises `ConfigError` if there are none."""
+    def signal_for(self, model: EmbeddingModel, teacher: str | None = None) -> Signal:
+        """The texts in the model's space: those of `teacher`, or of the first by name. Raises `ConfigError`."""
         signals = [s for s in self._dataset.signals if s.kind == "text" and s.source == ORIGINAL]
+        names = ", ".join(signal.model for signal in signals) or "no teacher"
         for signal in signals:
-            if self._dataset.signals[signal]["content"].get("weights_sha256") in model.space:
+            if teacher in (None, signal.model) and self.weights_sha256_of(signal) in model.space:
                 return signal
-        teachers = ", ".join(signal.model for signal in signals) or "no teacher"
-        why = "none of them is it" if model.has_text else "it was trained from the weights of none of them"
-        raise ConfigError(f"--texts {self.uri}: its captions are embedded by {teachers}; {model.name}: {why}")
+        if teacher is not None:
+            names = f"{names}, not by {teacher}" if teacher not in names.split(", ") else teacher
+        why = "it has other weights" if model.has_text else "it was not trained from such weights"
+        raise ConfigError(f"--texts {self.uri}: its captions are embedded by {names}; {model.name}: {why}")
+
+    def weights_sha256_of(self, signal: Signal) -> str | None:
+        """Of the teacher that embedded the texts."""
+        found: str | None = self._dataset.signals[signal]["content"].get("weights_sha256")
+        return found
 
     def match(self, origins: Sequence[Origin], signal: Signal, most_captions: int) -> MatchedTexts:
         """The captions of images that come shard by shard, at most `most_captions` of each.

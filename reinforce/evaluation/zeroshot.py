@@ -57,6 +57,8 @@ class ZeroShotTask:
         with model.evaluating():
             classes = self._classes(model) if bank is None else classes_in(bank, self.classnames)
             found = self.images.embed(model, self.batch_size)
+        if bank is not None:
+            found.embeddings = model.in_space_of(found.embeddings, bank.teacher, bank.weights_sha256)
         images, label_ids = rows_with_name(found, len(self.classnames), self.images.root)
         labels = classes.of_label[label_ids]
         ranks = label_ranks(images, classes.embeddings, labels)
