@@ -24,7 +24,7 @@ from reinforce.deploy.model_file import ModelCard, ModelLabels, ModelModality
 from reinforce.deploy.quantize import Target, quantize_tower
 from reinforce.deploy.structure import check_structure
 from reinforce.deploy.student_labels import labels_for_student, modalities_to_check
-from reinforce.image_tower import WEIGHTS_NAME
+from reinforce.image_tower import WEIGHTS_NAME, head_of
 from reinforce.sample import RGB_MODALITY
 from reinforce.software import versions
 from reinforce.student.models import Student, load_student
@@ -80,9 +80,10 @@ def export_onnx(
     In int8 for a `target`, else in fp32. Checked with `num_images` images of `shards`, by default with smooth noise;
     int8 is calibrated with `num_calibration_images` others, and needs `shards`. A student of several modalities is
     checked and calibrated with as many images of each. The labels of `bank`, by default of the bank in the student's
-    folder, go with it. Its input, output and metadata are those of `ModelCard`. Raises ModelError, with nothing
-    written, if the student is none or has an operation that ONNX lacks, or if it disagrees with PyTorch on images of
-    any modality; ConfigError or FormatError for shards or a bank that do not serve.
+    folder, go with it; of a student of several teachers the embedding is then the head of the bank's. Its input, output
+    and metadata are those of `ModelCard`. Raises ModelError, with nothing written, if the student is none or has an
+    operation that ONNX lacks, or if it disagrees with PyTorch on images of any modality; ConfigError or FormatError for
+    shards or a bank that do not serve.
     """
     student_folder, output = Path(student_folder), Path(output)
     check_request(output, opset)
@@ -97,7 +98,10 @@ def export_onnx(
         chosen = choose_images(shards, student.image_size, num_images + num_others, seed, modalities)
         num_checked = chosen.num_samples * num_images // (num_images + num_others)
     calibration = _calibration_images(student, chosen, num_checked) if target else None
-    tower, folded = UnitNorm(student.model.visual).eval(), UnitNorm(reparameterize_model(student.model.visual)).eval()
+    # Labels compare with their teacher's head alone.
+    head = head_of(student.heads, labels.teacher) if labels and student.heads else None
+    visual = student.model.visual
+    tower, folded = UnitNorm(visual, head).eval(), UnitNorm(reparameterize_model(visual), head).eval()
     model = tower_to_onnx(folded, student.image_size, opset)
     if target is not None and calibration is not None:
         model = quantize_tower(model, calibration, target)
@@ -182,7 +186,7 @@ def _card(
         image_size=student.image_size,
         mean=student.mean,
         std=student.std,
-        embed_dim=student.embed_dim,
+        embed_dim=labels.embeddings.shape[1] if labels else student.embed_dim,
         precision="int8" if target else "fp32",
         target=target,
         student_sha256=check_sha256([folder / WEIGHTS_NAME], None),

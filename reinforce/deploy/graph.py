@@ -25,14 +25,18 @@ _LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "root")
 
 
 class UnitNorm(torch.nn.Module):
-    """An image tower whose embeddings have unit norm."""
+    """An image tower whose embeddings have unit norm; with a `head`, of that part of them."""
 
-    def __init__(self, visual: torch.nn.Module) -> None:
+    def __init__(self, visual: torch.nn.Module, head: slice | None = None) -> None:
         super().__init__()
         self.visual = visual
+        self.head = head
 
     def forward(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
-        return torch.nn.functional.normalize(self.visual(pixels), dim=-1)
+        embeddings = self.visual(pixels)
+        if self.head is not None:
+            embeddings = embeddings[:, self.head]
+        return torch.nn.functional.normalize(embeddings, dim=-1)
 
 
 def check_packages() -> None:

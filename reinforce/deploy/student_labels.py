@@ -8,7 +8,7 @@ from reinforce.config import ConfigError, ModalityConfig
 from reinforce.deploy.model_file import ModelLabels
 from reinforce.image_tower import STUDENT_NAME, banks_in
 from reinforce.sample import RGB_MODALITY
-from reinforce.shards.banks import read_bank
+from reinforce.shards.banks import read_bank, teachers_of_bank
 from reinforce.student.models import Student
 from reinforce.weights import ModelError
 
@@ -16,8 +16,8 @@ from reinforce.weights import ModelError
 def labels_for_student(folder: Path, student: Student, bank_uri: str | None) -> ModelLabels | None:
     """None if the student's folder has no bank and none is named. Raises ConfigError or FormatError, in one line.
 
-    A student is scored by the labels of its one teacher: a bank of other weights is refused, and any bank for a
-    student with a text tower, which embeds labels itself.
+    A student is scored by the labels of its one teacher, or of the first by name of those it has a head of: a bank of
+    other weights is refused, and any bank for a student with a text tower, which embeds labels itself.
     """
     if bank_uri is None:
         bank_uri = _bank_of_folder(folder)
@@ -26,11 +26,15 @@ def labels_for_student(folder: Path, student: Student, bank_uri: str | None) -> 
     if student.has_text:
         raise ConfigError(f"--bank: {folder} has a text tower of its own; a bank is of the space of its teacher")
     teachers = recorded_teachers(folder)
-    bank = read_bank(bank_uri, next(iter(teachers)) if len(teachers) == 1 else None)
+    wanted = next(iter(teachers)) if len(teachers) == 1 else None
+    if student.heads:
+        wanted = next((name for name in teachers_of_bank(bank_uri) if name in student.heads), None)
+    bank = read_bank(bank_uri, wanted)
     if teachers and bank.weights_sha256 not in teachers.values():
         raise ConfigError(f"--bank {bank_uri}: its teacher {bank.teacher} has other weights than the student's")
-    if bank.embeddings.shape[1] != student.embed_dim:
-        sizes = f"{bank.embeddings.shape[1]} values a label, the student {student.embed_dim} an image"
+    dim = student.heads[bank.teacher] if wanted in student.heads else student.embed_dim
+    if bank.embeddings.shape[1] != dim:
+        sizes = f"{bank.embeddings.shape[1]} values a label, the student {dim} an image"
         raise ConfigError(f"--bank {bank_uri}: has {sizes}; name a bank of its teacher")
     return ModelLabels(
         bank=bank.name,

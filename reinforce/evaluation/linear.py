@@ -112,7 +112,7 @@ class LinearTask:
             notes.append(f"{model.name}: l2 {chosen.probe.l2:.2g} is at the end of the range that is searched")
         num_untrained = len(self.classnames) - len(np.unique(targets))
         if num_untrained:
-            notes.append(f"{model.name}: {num_untrained:,} classes have no image to train on")
+            notes.append(f"{model.name}: classes without an image to train on: {num_untrained:,}")
         return tuple(notes)
 
 

@@ -50,7 +50,7 @@ class ChosenProbe:
     held_out_accuracy: float
     num_held_out: int
     is_at_end: bool
-    """Whether the l2 is the weakest or the strongest that may be chosen."""
+    """Whether a weaker or stronger l2 than may be chosen might be better still."""
     num_fits: int
     num_not_converged: int
     """Of all fits, those that stopped short of the optimum."""
@@ -94,14 +94,15 @@ def choose_probe(
         attempt(around - step)
         step //= 2
     chosen = best()
+    accuracy = tried[chosen][1]
     everything = torch.arange(len(labels), device=features.device)
     probe = _Problem(features, targets, everything, num_classes).fit(_l2_at(chosen), tried[chosen][0])
     fits = [probe, *(other for other, _ in tried.values())]
     return ChosenProbe(
         probe=probe,
-        held_out_accuracy=tried[chosen][1],
+        held_out_accuracy=accuracy,
         num_held_out=len(held_out),
-        is_at_end=chosen in (weakest, strongest),
+        is_at_end=chosen in (weakest, strongest) and [a for _, a in tried.values()].count(accuracy) == 1,
         num_fits=len(fits),
         num_not_converged=sum(not fit.is_converged for fit in fits),
     )
