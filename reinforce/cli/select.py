@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reinforce.cli.errors import one_line_errors
+from reinforce.cli.sentences import refuse_given, select_by_images
 from reinforce.config.base import ConfigError
 
 if TYPE_CHECKING:
@@ -44,36 +45,69 @@ def select(
     keep_confident: Annotated[float | None, typer.Option(help="Share with the surest labels that is kept.")] = None,
     dedup: Annotated[float | None, typer.Option(help="Cosine of images from which on one of them is left out.")] = None,
     missing: Annotated[str, typer.Option(help="A shard without a signal that is needed: error or skip.")] = "error",
+    corpus: Annotated[
+        list[str], typer.Option(help="Pick sentences of this corpus by NAME, those near the images; may be repeated.")
+    ] = [],  # noqa: B006
+    nearest: Annotated[
+        int | None, typer.Option(help="With --corpus: sentences near an image; one near any image is kept.")
+    ] = None,
+    max_per_image: Annotated[
+        int | None, typer.Option(help="With --corpus: sentences with the same nearest image, the best of them.")
+    ] = None,
+    keep: Annotated[int | None, typer.Option(help="With --corpus: sentences at most, every image's nearest first.")] = (
+        None
+    ),
+    images: Annotated[str | None, typer.Option(help="With --corpus: only images of this selection.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every figure, as JSON.")] = False,
 ) -> None:
-    """Pick samples of a dataset by score, label, likeness, split or other selections, and say why the rest goes."""
+    """Pick samples of a dataset by score, label, likeness, split or other selections, and say why the rest goes.
+
+    With --corpus the same for sentences without images: those that are near the dataset's images.
+    """
     with one_line_errors():
         _check_choice("--score", score, ("original", "synthetic", "best"))
         _check_choice("--missing", missing, ("error", "skip"))
         _check_labels(bank, labels, templates, keep_confident)
-        from reinforce.selection import Criteria, select_samples
         from reinforce.selection.criteria import parse_split
-        from reinforce.selection.outcome import describe
-        from reinforce.shards.dataset import open_dataset
 
         asked: dict[str, Any] = {
             "within": tuple(within),
             "without": tuple(without),
-            "union": tuple(union),
             "split": None if split is None else parse_split(split),
             "seed": seed,
-            "score": score,
             "min_score": min_score,
-            "keep_top": keep_top,
-            "teachers": tuple(teacher),
-            "keep_confident": keep_confident,
             "dedup": dedup,
             "missing": missing,
         }
-        criteria = Criteria(**asked)
-        opened = open_dataset(dataset)
-        outcome = select_samples(opened, output, criteria, bank=_bank(opened, criteria, bank, labels, templates))
-        print(json.dumps(outcome.to_json(), indent=2, ensure_ascii=False) if as_json else describe(outcome))
+        of_images = {
+            "union": tuple(union),
+            "score": score,
+            "keep_top": keep_top,
+            "keep_confident": keep_confident,
+        }
+        of_sentences = {"nearest": nearest, "max_per_image": max_per_image, "keep": keep, "images": images}
+        if corpus:
+            refuse_given(of_images | {"bank": bank, "labels": labels}, "not of sentences: not with --corpus")
+            asked |= {"corpora": tuple(corpus)} | of_sentences
+            print(select_by_images(dataset, output, asked, teacher, as_json=as_json))
+        else:
+            refuse_given(of_sentences, "goes with --corpus")
+            asked |= of_images | {"teachers": tuple(teacher)}
+            print(_select_samples(dataset, output, asked, (bank, labels, templates), as_json=as_json))
+
+
+def _select_samples(
+    uri: str, output: str, asked: dict[str, Any], labelling: tuple[str | None, str | None, str | None], *, as_json: bool
+) -> str:
+    """What became of the samples; `labelling` is --bank, --labels and --templates."""
+    from reinforce.selection import Criteria, select_samples
+    from reinforce.selection.outcome import describe
+    from reinforce.shards.dataset import open_dataset
+
+    criteria = Criteria(**asked)
+    dataset = open_dataset(uri)
+    outcome = select_samples(dataset, output, criteria, bank=_bank(dataset, criteria, *labelling))
+    return json.dumps(outcome.to_json(), indent=2, ensure_ascii=False) if as_json else describe(outcome)
 
 
 def _check_labels(bank: str | None, labels: str | None, templates: str | None, keep_confident: float | None) -> None:

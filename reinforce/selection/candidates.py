@@ -1,8 +1,9 @@
-"""The kept samples of a dataset while they are chosen from: who is still in, and why the others are not.
+"""The kept samples of a dataset, or sentences, while they are chosen from: who is still in, and why others are not.
 
 Keys lie in Arrow, a byte or so more than their text; everything else is a few numbers a sample.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +13,14 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 
 from reinforce.selection.criteria import Reason
 from reinforce.shards.dataset import Dataset
+from reinforce.shards.reader import ShardFile
 
 _REASONS = tuple(Reason)
 
 
 @dataclass
 class Candidates:
-    """Every kept sample of a dataset, shards by stem, each in source order; a sample's number is its place here."""
+    """Every kept sample of some shards, shards by stem, each in source order; a sample's number is its place here."""
 
     stems: list[str]
     keys: list[pa.StringArray]
@@ -40,15 +42,20 @@ class Candidates:
 
     @classmethod
     def of(cls, dataset: Dataset) -> "Candidates":
-        """Reads the keys of every spine."""
+        """Reads the keys of every spine of images."""
+        return cls.of_spines(dataset.stems, dataset.open_spine)
+
+    @classmethod
+    def of_spines(cls, stems: list[str], open_spine: Callable[[str], ShardFile]) -> "Candidates":
+        """Reads the keys of these spines."""
         keys = []
-        for stem in dataset.stems:
-            with dataset.open_spine(stem) as file:
+        for stem in stems:
+            with open_spine(stem) as file:
                 table = file.read(["key", "drop_reason"])
             kept = table.column("key").filter(pc.is_null(table.column("drop_reason")))
             keys.append(kept.combine_chunks())
         starts = np.cumsum([0, *map(len, keys)], dtype=np.int64)
-        return cls(dataset.stems, keys, starts, np.zeros(starts[-1], np.uint8))
+        return cls(stems, keys, starts, np.zeros(starts[-1], np.uint8))
 
     def __len__(self) -> int:
         return len(self.verdicts)
@@ -85,6 +92,19 @@ class Candidates:
         """The stem and the key of a sample."""
         shard = int(np.searchsorted(self.starts, number, side="right")) - 1
         return self.stems[shard], self.keys[shard][number - int(self.starts[shard])].as_py()
+
+    def names(self, numbers: Int64[np.ndarray, " some"]) -> tuple[pa.StringArray, pa.StringArray]:
+        """The stems and the keys of samples, in any order."""
+        order = np.argsort(numbers, kind="stable")
+        bounds = np.searchsorted(numbers[order], self.starts)
+        parts = [pa.array([], pa.string())]
+        for shard, (start, stop) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
+            if start < stop:
+                parts.append(self.keys[shard].take(pa.array(numbers[order[start:stop]] - self.starts[shard])))
+        places = np.empty(len(order), np.int64)
+        places[order] = np.arange(len(order))
+        shards = np.searchsorted(self.starts, numbers, side="right") - 1
+        return pa.array(self.stems, pa.string()).take(pa.array(shards)), pa.concat_arrays(parts).take(pa.array(places))
 
     def table(self) -> pa.Table:
         """The samples that are in, as rows of a selection file."""

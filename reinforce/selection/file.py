@@ -27,6 +27,19 @@ SELECTION_SCHEMA = pa.schema(
 )
 """What is written. `weight` is null: nothing here gives weights or heeds them yet."""
 
+SENTENCE_SELECTION_SCHEMA = pa.schema(
+    [
+        pa.field("stem", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("image_stem", pa.string(), nullable=False),
+        pa.field("image_key", pa.string(), nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+    ]
+)
+"""Likewise, of sentences: the cosine to the nearest image, which that is, and the best place, from 0, that the sentence
+has among the nearest of an image."""
+
 _PAIRS = ("stem", "key")
 
 
@@ -82,11 +95,15 @@ def read_selection(uri: str, *, option: str = "--select") -> Selection:
     return Selection(pa.table({column: table.column(column).cast(pa.string()) for column in _PAIRS}))
 
 
-def write_selection(uri: str, table: pa.Table, footer: dict[str, Any]) -> None:
-    """Writes rows of `SELECTION_SCHEMA`, replacing the file: the same rows and footer give the same bytes."""
+def write_selection(uri: str, table: pa.Table, footer: dict[str, Any], schema: pa.Schema = SELECTION_SCHEMA) -> None:
+    """Writes rows of a schema, replacing the file: the same rows and footer give the same bytes."""
     buffer = io.BytesIO()
-    schema = SELECTION_SCHEMA.with_metadata({FOOTER_KEY: canonical_json(footer).encode()})
-    pq.write_table(table.cast(schema), buffer, compression="zstd", write_page_checksum=True)
+    pq.write_table(
+        table.cast(schema.with_metadata({FOOTER_KEY: canonical_json(footer).encode()})),
+        buffer,
+        compression="zstd",
+        write_page_checksum=True,
+    )
     store, name = open_parent(uri)
     store.put(name, buffer.getvalue())
 

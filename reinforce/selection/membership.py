@@ -14,7 +14,7 @@ from jaxtyping import Bool
 
 from reinforce.config import ConfigError
 from reinforce.selection.candidates import Candidates
-from reinforce.selection.criteria import Criteria, Reason
+from reinforce.selection.criteria import Criteria, Reason, SentenceCriteria
 from reinforce.selection.file import read_selection
 
 
@@ -28,7 +28,7 @@ class Other:
     num_not_here: int
 
 
-def leave_out_by_name(candidates: Candidates, criteria: Criteria) -> list[Other]:
+def leave_out_by_name(candidates: Candidates, criteria: Criteria | SentenceCriteria) -> list[Other]:
     """`--within`, `--without`, then `--split`. Raises `ConfigError` for a selection without a sample of the dataset."""
     others = []
     for option, uris, reason in (
@@ -36,7 +36,7 @@ def leave_out_by_name(candidates: Candidates, criteria: Criteria) -> list[Other]
         ("--without", criteria.without, Reason.IN_WITHOUT),
     ):
         for uri in uris:
-            is_named, other = _named_by(candidates, uri, option)
+            is_named, other = named_by(candidates, uri, option)
             others.append(other)
             candidates.leave_out(reason, ~is_named if reason is Reason.NOT_WITHIN else is_named)
     if criteria.split is not None:
@@ -51,7 +51,7 @@ def add_by_name(candidates: Candidates, criteria: Criteria) -> tuple[int, list[O
     """`--union`: puts back what these selections name. Returns how many that were."""
     num_before, others = candidates.num_in, []
     for uri in criteria.union:
-        is_named, other = _named_by(candidates, uri, "--union")
+        is_named, other = named_by(candidates, uri, "--union")
         others.append(other)
         candidates.put_back(np.flatnonzero(is_named))
     return candidates.num_in - num_before, others
@@ -65,7 +65,7 @@ def is_between(key: str, salt: str, low: float, high: float) -> bool:
     return low * 2.0**64 <= hashed < high * 2.0**64
 
 
-def _named_by(candidates: Candidates, uri: str, option: str) -> tuple[Bool[np.ndarray, " samples"], Other]:
+def named_by(candidates: Candidates, uri: str, option: str) -> tuple[Bool[np.ndarray, " samples"], Other]:
     """Which samples a selection names."""
     selection = read_selection(uri, option=option)
     is_named = np.zeros(len(candidates), bool)

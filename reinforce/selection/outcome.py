@@ -1,6 +1,6 @@
 """What a selection kept and why it left out the rest: plain figures and a few examples, for a screen or JSON."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -72,12 +72,12 @@ def outcome_of(
         num_samples=len(candidates),
         num_kept=candidates.num_in,
         num_added=num_added,
-        left_out=tuple(_left_out(candidates, criteria)),
+        left_out=_left_out(candidates, criteria),
         num_scored=len(scores),
-        score_quantiles=_quantiles(scores),
+        score_quantiles=quantiles_of(scores),
         labels=_count_labels(candidates),
-        largest_group=_largest_group(candidates),
-        num_not_here={f"{other.option} {other.uri}": other.num_not_here for other in others if other.num_not_here},
+        largest_group=largest_group(candidates),
+        num_not_here=count_not_here(others),
     )
 
 
@@ -85,15 +85,11 @@ def describe(outcome: Outcome) -> str:
     """A screen of what was kept and why the rest was not."""
     share = 100 * outcome.num_kept / outcome.num_samples
     lines = [f"{outcome.output}: kept {outcome.num_kept:,} of {outcome.num_samples:,} samples ({share:.1f} %)"]
-    width = max((len(left.asked) for left in outcome.left_out), default=0)
-    for left in outcome.left_out:
-        examples = ", ".join(map(_describe_example, left.examples))
-        lines.append(f"  {left.count:>9,}  {left.asked:<{width}}  {examples}")
+    lines += describe_left_out(outcome.left_out)
     if outcome.num_added:
         lines.append(f"of those kept, {outcome.num_added:,} by --union alone")
     if outcome.score_quantiles:
-        quantiles = ", ".join(f"{name} {value:.3f}" for name, value in outcome.score_quantiles.items())
-        lines.append(f"scores of {outcome.num_scored:,} samples: {quantiles}")
+        lines.append(f"scores of {outcome.num_scored:,} samples: {describe_quantiles(outcome.score_quantiles)}")
     if outcome.largest_group > 1:
         lines.append(f"largest group of near-duplicates: {outcome.largest_group:,} samples, one of which stays")
     if outcome.labels:
@@ -102,6 +98,19 @@ def describe(outcome: Outcome) -> str:
         lines.append(f"labels: {', '.join(shown)}{more}")
     lines += [f"{name}: {count:,} of its pairs are not here" for name, count in outcome.num_not_here.items()]
     return "\n".join(lines)
+
+
+def describe_left_out(left_out: Sequence[LeftOut]) -> list[str]:
+    """A line for each reason."""
+    width = max((len(left.asked) for left in left_out), default=0)
+    return [
+        f"  {left.count:>9,}  {left.asked:<{width}}  {', '.join(map(_describe_example, left.examples))}"
+        for left in left_out
+    ]
+
+
+def describe_quantiles(quantiles: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in quantiles.items())
 
 
 def printable(text: str) -> str:
@@ -116,7 +125,7 @@ def _describe_example(example: Example) -> str:
     return name if example.value is None else f"{name} ({example.value:.4f})"
 
 
-def _left_out(candidates: Candidates, criteria: Criteria) -> Iterator[LeftOut]:
+def _left_out(candidates: Candidates, criteria: Criteria) -> tuple[LeftOut, ...]:
     low, high = criteria.split or (0, 1)
     asked = {
         Reason.NOT_WITHIN: "not in --within",
@@ -137,11 +146,22 @@ def _left_out(candidates: Candidates, criteria: Criteria) -> Iterator[LeftOut]:
         Reason.NOT_CONFIDENT: by_confidence,
         Reason.DUPLICATE: candidates.stand_in_cosines,
     }
+    return left_out_of(candidates, asked, values)
+
+
+def left_out_of(
+    candidates: Candidates,
+    asked: Mapping[Reason, str],
+    values: Mapping[Reason, Float32[np.ndarray, " samples"] | None],
+) -> tuple[LeftOut, ...]:
+    """Who is left out, in the order in which it was asked: `asked` in words, `values` by which examples are chosen."""
+    found = []
     for reason in Reason:
         numbers = candidates.left_out(reason)
         if len(numbers):
             examples = _examples(candidates, numbers, values.get(reason), is_duplicate=reason is Reason.DUPLICATE)
-            yield LeftOut(reason, asked[reason], len(numbers), tuple(examples))
+            found.append(LeftOut(reason, asked[reason], len(numbers), tuple(examples)))
+    return tuple(found)
 
 
 def _examples(
@@ -164,7 +184,13 @@ def _examples(
         )
 
 
-def _quantiles(scores: Float32[np.ndarray, " scored"]) -> dict[str, float]:
+def count_not_here(others: Sequence[Other]) -> dict[str, int]:
+    """By option and selection, of those that name anything else."""
+    return {f"{other.option} {other.uri}": other.num_not_here for other in others if other.num_not_here}
+
+
+def quantiles_of(scores: Float32[np.ndarray, " scored"]) -> dict[str, float]:
+    """5, 25, 50, 75 and 95 %."""
     shares = (0.05, 0.25, 0.5, 0.75, 0.95)
     if not len(scores):
         return {}
@@ -180,7 +206,8 @@ def _count_labels(candidates: Candidates) -> dict[str, int]:
     return {candidates.label_names[index]: int(counts[index]) for index in order.tolist() if counts[index]}
 
 
-def _largest_group(candidates: Candidates) -> int:
+def largest_group(candidates: Candidates) -> int:
+    """The most samples of which one stays, that one included."""
     if candidates.stand_ins is None or not len(candidates.stand_ins):
         return 1
     return int(np.bincount(candidates.stand_ins).max())

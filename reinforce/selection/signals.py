@@ -3,16 +3,17 @@
 Says before anything is read which signals a selection needs and which shards lack them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float32
+import pyarrow as pa
+from jaxtyping import Float16, Float32
 
 from reinforce.config import ConfigError
 from reinforce.selection.candidates import Candidates
 from reinforce.selection.criteria import Criteria, Reason, ScoreSource
 from reinforce.shards.dataset import Dataset, check_keys
-from reinforce.shards.reader import FormatError, to_numpy
+from reinforce.shards.reader import FormatError, ShardFile, to_numpy
 from reinforce.shards.schema import Signal, view_column
 
 ORIGINAL = "original"
@@ -20,6 +21,8 @@ _NUM_EXAMPLES = 3
 
 Rows = Float32[np.ndarray, "rows dim"]
 """Embeddings of the kept samples of a shard; a value that does not exist is a row of NaN."""
+StoredRows = Float16[np.ndarray, "rows dim"]
+"""The same as it is stored."""
 
 
 class SignalRows:
@@ -35,16 +38,39 @@ class SignalRows:
     def read(self, shard: int, signal: Signal, column: str) -> Rows:
         """One column of one shard; raises `FormatError` if its rows are not the spine's kept ones."""
         stem, keys = self._candidates.stems[shard], self._candidates.keys[shard]
-        expected = {"stem": stem, "fingerprint": self._dataset.signals[signal]["fingerprint"]}
-        with self._dataset.open(signal, stem) as file:
-            for name, value in expected.items():
-                if file.footer.get(name) != value:
-                    found = file.footer.get(name)
-                    raise FormatError(f"{file.path}: its {name} is {found}, not {value}: another file's")
+        with self._open(shard, signal) as file:
             table = file.read(["key", column])
         if not table.column("key").combine_chunks().equals(keys):
             check_keys(keys.to_pylist(), table.column("key").to_pylist(), signal.file(stem))
         return to_numpy(table.column(column)).astype(np.float32)
+
+    def read_groups(self, shard: int, signal: Signal, column: str) -> Iterator[StoredRows]:
+        """Likewise, a row group at a time, as it is stored."""
+        with self._open(shard, signal) as file:
+            yield from read_checked_groups(file, self._candidates.keys[shard], column)
+
+    def _open(self, shard: int, signal: Signal) -> ShardFile:
+        stem = self._candidates.stems[shard]
+        file = self._dataset.open(signal, stem)
+        expected = {"stem": stem, "fingerprint": self._dataset.signals[signal]["fingerprint"]}
+        for name, value in expected.items():
+            if file.footer.get(name) != value:
+                found = file.footer.get(name)
+                raise FormatError(f"{file.path}: its {name} is {found}, not {value}: another file's")
+        return file
+
+
+def read_checked_groups(file: ShardFile, keys: pa.StringArray, column: str) -> Iterator[StoredRows]:
+    """An embedding column a row group at a time; raises `FormatError` if the rows are not those of `keys`."""
+    start = 0
+    for table in file.read_groups(["key", column]):
+        found = table.column("key").combine_chunks()
+        if not found.equals(keys.slice(start, len(found))):
+            check_keys(keys.slice(start, len(found)).to_pylist(), found.to_pylist(), f"{file.path} from row {start}")
+        start += len(found)
+        yield to_numpy(table.column(column))
+    if start != len(keys):
+        raise FormatError(f"{file.path}: {start} rows, the spine keeps {len(keys)}")
 
 
 def choose_teachers(dataset: Dataset, asked: Sequence[str]) -> list[str]:
@@ -88,12 +114,17 @@ def needed_signals(dataset: Dataset, criteria: Criteria, teachers: Sequence[str]
 def leave_out_unfinished(dataset: Dataset, candidates: Candidates, signals: Sequence[Signal], missing: str) -> None:
     """Leaves out shards without one of the signals, or refuses them, naming some."""
     lacking = {
-        shard: next(s for s in signals if s.file(candidates.stems[shard]) not in dataset.sizes)
+        shard: next(s.folder for s in signals if s.file(candidates.stems[shard]) not in dataset.sizes)
         for shard in candidates.shards_in()
         if any(signal.file(candidates.stems[shard]) not in dataset.sizes for signal in signals)
     }
+    leave_out_lacking(dataset, candidates, lacking, missing)
+
+
+def leave_out_lacking(dataset: Dataset, candidates: Candidates, lacking: Mapping[int, str], missing: str) -> None:
+    """Leaves out shards that lack a folder's file, or refuses them, naming some."""
     if lacking and missing == "error":
-        shown = [f"{candidates.stems[shard]} has no {lacking[shard].folder}" for shard in list(lacking)[:_NUM_EXAMPLES]]
+        shown = [f"{candidates.stems[shard]} has no {lacking[shard]}" for shard in list(lacking)[:_NUM_EXAMPLES]]
         more = ", ..." if len(lacking) > _NUM_EXAMPLES else ""
         raise ConfigError(
             f"{dataset.store.uri}: {len(lacking):,} of {len(candidates.stems):,} shards are not finished "
