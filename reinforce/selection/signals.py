@@ -51,13 +51,8 @@ class SignalRows:
 
     def _open(self, shard: int, signal: Signal) -> ShardFile:
         stem = self._candidates.stems[shard]
-        file = self._dataset.open(signal, stem)
         expected = {"stem": stem, "fingerprint": self._dataset.signals[signal]["fingerprint"]}
-        for name, value in expected.items():
-            if file.footer.get(name) != value:
-                found = file.footer.get(name)
-                raise FormatError(f"{file.path}: its {name} is {found}, not {value}: another file's")
-        return file
+        return self._dataset.open(signal, stem).of(expected)
 
 
 def read_checked_groups(file: ShardFile, keys: pa.StringArray, column: str) -> Iterator[StoredRows]:

@@ -59,17 +59,12 @@ class Corpus:
 
     def open_embeddings(self, stem: str, teacher: str) -> ShardFile:
         """What a teacher says of one of its files, checked to be of this corpus's `signal.json`."""
-        file = ShardFile(self.dataset.store, corpus_embeddings_file(stem, teacher))
         expected = {
             "stem": stem,
             "signal": corpus_embeddings_folder(self.name, teacher),
             "fingerprint": self.teachers[teacher]["fingerprint"],
         }
-        for field, value in expected.items():
-            if file.footer.get(field) != value:
-                found = file.footer.get(field)
-                raise FormatError(f"{file.path}: its {field} is {found}, not {value}: another file's")
-        return file
+        return ShardFile(self.dataset.store, corpus_embeddings_file(stem, teacher)).of(expected)
 
 
 def open_corpus(dataset: Dataset, name: str) -> Corpus:

@@ -4,7 +4,7 @@ The mirror image of `writer.py`. Page checksums are verified on every read; a fi
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Self
 
@@ -47,6 +47,15 @@ class ShardFile:
 
     def __exit__(self, *_: object) -> None:
         self._input.close()
+
+    def of(self, expected: Mapping[str, Any]) -> Self:
+        """Itself, if its footer has these values; else it is closed, and `FormatError` is raised."""
+        for name, value in expected.items():
+            if self.footer.get(name) != value:
+                self._input.close()
+                found = self.footer.get(name)
+                raise FormatError(f"{self.path}: its {name} is {found}, not {value}: another file's")
+        return self
 
     @property
     def num_rows(self) -> int:

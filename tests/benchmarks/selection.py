@@ -27,11 +27,9 @@ from reinforce.demo.shards import write_scenes
 from reinforce.selection import Criteria, read_selection, select_samples
 from reinforce.selection.outcome import describe
 from reinforce.shards.dataset import open_dataset
-from reinforce.shards.schema import FORMAT_VERSION, SPINE_SCHEMA, round_mantissa, view_column
-from reinforce.shards.writer import ShardFileWriter, embeddings_batch, spine_batch
-from reinforce.storage import open_store
 from tests.benchmarks.memory import status_kb
 from tests.benchmarks.studies import SHARED, reinforce
+from tests.clean_views import write_clean_views
 from tests.tars import encode, write_tar
 
 THRESHOLDS = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
@@ -175,26 +173,13 @@ def cost(folder: Path) -> None:
 
 def write_views(folder: Path) -> None:
     """A dataset of spines and one image signal, written without images."""
-    store, generator = open_store(str(folder), create=True), np.random.default_rng(0)
-    signal = {"fingerprint": "0" * 64, "columns": [view_column(0)], "model": {"dim": DIM}}
-    store.put("dataset.json", json.dumps({"format_version": 1, "spine_fingerprint": "0" * 64}).encode())
-    store.put("embeddings/made_up/image/signal.json", json.dumps(signal).encode())
+    generator = np.random.default_rng(0)
     views = generator.standard_normal((NUM_ROWS, DIM), np.float32)
     views[::20] = views[1::20] + 0.2 * views[::20]
     views /= np.linalg.norm(views, axis=1, keepdims=True)
-    for start in range(0, NUM_ROWS, ROWS_PER_SHARD):
-        stem, keys = f"{start // ROWS_PER_SHARD:05d}", [f"{start + row:08d}" for row in range(ROWS_PER_SHARD)]
-        rows = [{"key": key, "captions": [], "modalities": [], "view_seed": 0} for key in keys]
-        rounded = {view_column(0): round_mantissa(views[start : start + ROWS_PER_SHARD], 7)}
-        footer = {"format_version": FORMAT_VERSION, "fingerprint": "0" * 64, "stem": stem}
-        for path, schema, batch in (
-            (f"samples/{stem}.parquet", SPINE_SCHEMA, spine_batch(rows)),
-            (f"embeddings/made_up/image/{stem}.parquet", None, embeddings_batch(keys, rounded)),
-        ):
-            with tempfile.NamedTemporaryFile() as spool:
-                writer = ShardFileWriter(Path(spool.name), schema or batch.schema)
-                writer.append(batch)
-                writer.commit(store, path, footer)
+    starts = range(0, NUM_ROWS, ROWS_PER_SHARD)
+    shards = {f"{start // ROWS_PER_SHARD:05d}": views[start : start + ROWS_PER_SHARD] for start in starts}
+    write_clean_views(folder, shards, "made_up")
 
 
 def main() -> None:
