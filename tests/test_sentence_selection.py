@@ -39,7 +39,7 @@ Name = tuple[str, str]
 def unit(rows: int, seed: int) -> np.ndarray:
     """As stored: unit norm, rounded."""
     values = np.random.default_rng(seed).standard_normal((rows, DIM))
-    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16)
+    return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True), np.float16)
 
 
 def cosines_of(ones: np.ndarray, twos: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ BENCHMARKS = (
     "packed",
     "training_epoch",
     "selection",
+    "sentence_selection",
     "forecast",
     "inspection",
     "deployment",
