@@ -25,6 +25,7 @@ from reinforce.selection import (
     select_sentences,
     sentences,
 )
+from reinforce.selection.cells import sort_into_cells
 from reinforce.selection.sentence_outcome import describe_sentences
 from reinforce.shards.reader import FormatError
 from reinforce.storage import open_store
@@ -80,6 +81,33 @@ def test_what_is_near_is_what_brute_force_finds(count: int, monkeypatch: pytest.
         min(np.flatnonzero(nearest == place) % nearest.shape[1], default=grounding.NOT_NEAR) for place in range(117)
     ]
     assert found.ranks.tolist() == ranks
+
+
+@pytest.mark.parametrize("num_probed", [2, 11])
+def test_in_cells_what_is_near_is_what_brute_force_finds_in_these(
+    num_probed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 11 cells. One of them is as large as three blocks: 40 sentences are equal."""
+    monkeypatch.setattr(grounding, "_BLOCK_ROWS", 16)
+    images, rows = unit(90, 0), unit(117, 1)
+    rows[40:80] = rows[3]
+    with (tmp_path / "cells").open("w+b") as file:
+        cells = sort_into_cells(rows, file)
+    assert sorted(cells.places.tolist()) == list(range(117))
+    np.testing.assert_array_equal(cells.rows, rows[cells.places])
+    tops = io.BytesIO()
+    blocks = [(np.arange(start, start + 45), images[start : start + 45]) for start in (0, 45)]
+    found = grounding.ground(iter(blocks), rows, 5, tops, cells=cells, num_probed=num_probed)
+    cell_of = (rows.astype(np.float64) @ cells.centres.T).argmax(axis=1)
+    probed = np.argsort(-(images.astype(np.float64) @ cells.centres.T), axis=1)[:, :num_probed]
+    is_met = (cell_of[None, None] == probed[:, :, None]).any(axis=1)
+    cosines = np.where(is_met, cosines_of(images, rows), -np.inf)
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :5]
+    expected = np.where(np.take_along_axis(is_met, nearest, axis=1), nearest, -1)
+    np.testing.assert_array_equal(np.frombuffer(tops.getvalue(), np.int32).reshape(90, 5), expected)
+    np.testing.assert_array_equal(found.scores, cosines.max(axis=0))
+    np.testing.assert_array_equal(found.images, np.where(is_met.any(axis=0), cosines.argmax(axis=0), -1))
+    assert is_met.all() == (num_probed == 11)
 
 
 @dataclass(frozen=True)
@@ -242,6 +270,15 @@ def test_the_same_file_whatever_the_blocks(data: Data, tmp_path: Path, monkeypat
     ).keys()
 
 
+def test_cells_are_the_same_every_time_and_all_of_them_are_exact(data: Data, tmp_path: Path) -> None:
+    select(data.folder, tmp_path / "exact")
+    for name, probe in (("all", 1000), ("few", 2), ("again", 2)):
+        select(data.folder, tmp_path / name, probe=probe)
+    assert list(rows_of(tmp_path / "all")) == list(rows_of(tmp_path / "exact"))
+    assert (tmp_path / "few").read_bytes() == (tmp_path / "again").read_bytes()
+    assert list(rows_of(tmp_path / "few")) != list(rows_of(tmp_path / "exact"))
+
+
 def test_images_and_sentences_are_narrowed_by_selections(data: Data, tmp_path: Path) -> None:
     """`--images` narrows the images; `--within`, `--without` and `--split` the sentences."""
     some = list(data.images)[5:60]
@@ -291,7 +328,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--corpus", "news", "--nearest", "0"], "--nearest 0: sentences an image, from 1 to 1,000"),
     (["--corpus", "news", "--corpus", "news", "--nearest", "1"], "--corpus news: given twice"),
     (["--corpus", "books", "--nearest", "1"], "has no corpus 'books'; it has captions, news"),
-    (["--corpus", "news", "--nearest", "1", "--keep", "0"], "--keep 0: a number of sentences"),
+    (["--corpus", "news", "--nearest", "1", "--keep", "0"], "--keep 0: at least 1"),
     (["--corpus", "news", "--nearest", "1", "--teacher", "big"], "--teacher big: needs a teacher that has embedded"),
     (
         ["--corpus", "news", "--nearest", "1", "--teacher", "t", "--teacher", "u"],

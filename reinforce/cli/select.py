@@ -58,6 +58,10 @@ def select(
         None
     ),
     images: Annotated[str | None, typer.Option(help="With --corpus: only images of this selection.")] = None,
+    probe: Annotated[
+        int | None,
+        typer.Option(help="With --corpus: look in this many cells of sentences only; default: in all, exact."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every figure, as JSON.")] = False,
 ) -> None:
     """Pick samples of a dataset by score, label, likeness, split or other selections, and say why the rest goes.
@@ -85,7 +89,13 @@ def select(
             "keep_top": keep_top,
             "keep_confident": keep_confident,
         }
-        of_sentences = {"nearest": nearest, "max_per_image": max_per_image, "keep": keep, "images": images}
+        of_sentences = {
+            "nearest": nearest,
+            "max_per_image": max_per_image,
+            "keep": keep,
+            "images": images,
+            "probe": probe,
+        }
         if corpus:
             refuse_given(of_images | {"bank": bank, "labels": labels}, "not of sentences: not with --corpus")
             asked |= {"corpora": tuple(corpus)} | of_sentences

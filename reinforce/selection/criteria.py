@@ -123,6 +123,8 @@ class SentenceCriteria(_CommonCriteria):
     """In whose space; None: the first by name that has embedded images and all corpora."""
     max_per_image: int | None = None
     """How many sentences may have one and the same nearest image."""
+    probe: int | None = None
+    """In how many cells of like sentences an image looks for its nearest; None: in all, which is exact."""
     keep: int | None = None
     """How many are kept at most: every image's nearest first, then the second nearest, ..., each time by score."""
 
@@ -133,9 +135,13 @@ class SentenceCriteria(_CommonCriteria):
         _refuse_repeated("--corpus", self.corpora)
         if not 1 <= self.nearest <= MAX_NEAREST:
             raise ConfigError(f"--nearest {self.nearest}: sentences an image, from 1 to {MAX_NEAREST:,}")
-        for option, number in (("--max-per-image", self.max_per_image), ("--keep", self.keep)):
+        for option, number in (
+            ("--max-per-image", self.max_per_image),
+            ("--keep", self.keep),
+            ("--probe", self.probe),
+        ):
             if number is not None and number < 1:
-                raise ConfigError(f"{option} {number}: a number of sentences, at least 1")
+                raise ConfigError(f"{option} {number}: at least 1")
 
 
 def _refuse_repeated(option: str, names: tuple[str, ...]) -> None:

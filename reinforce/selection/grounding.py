@@ -1,18 +1,21 @@
 """Which sentences each image is nearest to, and which image each sentence: exact, ties too, in one pass of products.
 
-Products are of float32; whatever comes within their error of being near is scored again in float64, where products of
-float16 numbers and their sums are exact. So what is found depends on no block, thread or machine. Costs images x
-sentences x dim products. In memory: one block of images, a few blocks of cosines, 20 bytes a sentence.
+With `Cells` an image meets a part of the sentences only, and what is found is exact among those. Products are
+of float32; whatever comes within their error of being near is scored again in float64, where products of float16
+numbers and their sums are exact. So what is found depends on no block, thread or machine. Costs images x sentences x
+dim products. In memory: one block of images, a few blocks of cosines, 20 bytes a sentence.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO, Self
 
 import numpy as np
 from jaxtyping import Float16, Float32, Float64, Int32, Int64
+
+from reinforce.selection.cells import Cells
 
 IMAGE_ROWS = 16_384
 """Images that meet all sentences together: the sentences are read from their file once for each so many images."""
@@ -23,6 +26,7 @@ NOT_NEAR = np.iinfo(np.int32).max
 
 Rows = Float16[np.ndarray, "rows dim"]
 """Embeddings as they are stored: finite, not zero, of norm 1 but for rounding."""
+_Some = slice | Int64[np.ndarray, " some"]
 
 
 @dataclass
@@ -47,19 +51,20 @@ class Grounding:
 
 @dataclass(frozen=True)
 class _Side:
-    """Some images, or some sentences: as stored, and at unit norm."""
+    """Some images, or some sentences: their numbers, and what they are as stored and at unit norm."""
 
+    numbers: Int64[np.ndarray, " rows"]
     rows: Rows
     units: Float32[np.ndarray, "rows dim"]
 
     @classmethod
-    def of(cls, rows: Rows) -> Self:
+    def of(cls, numbers: Int64[np.ndarray, " rows"], rows: Rows) -> Self:
         values = rows.astype(np.float32)
         values /= np.sqrt(np.einsum("ij,ij->i", values, values))[:, None]
-        return cls(rows, values)
+        return cls(numbers, rows, values)
 
-    def part(self, rows: slice) -> "_Side":
-        return _Side(self.rows[rows], self.units[rows])
+    def part(self, rows: _Some) -> "_Side":
+        return _Side(self.numbers[rows], self.rows[rows], self.units[rows])
 
 
 @dataclass(frozen=True)
@@ -74,16 +79,24 @@ class _Tops:
     def nothing(cls, num_images: int, count: int) -> Self:
         return cls(np.full((num_images, count), -np.inf), np.full((num_images, count), -1, np.int32))
 
-    def part(self, rows: slice) -> "_Tops":
+    def part(self, rows: _Some) -> "_Tops":
         return _Tops(self.scores[rows], self.sentences[rows])
 
-    def merge(self, pairs: "_Pairs") -> None:
+    def put(self, rows: _Some, part: "_Tops") -> None:
+        self.scores[rows], self.sentences[rows] = part.scores, part.sentences
+
+    def merge(
+        self,
+        rows: Int64[np.ndarray, " pairs"],
+        sentences: Int64[np.ndarray, " pairs"],
+        scores: Float64[np.ndarray, " pairs"],
+    ) -> None:
         """Puts sentences in that are nearer than those there."""
         count = self.scores.shape[1]
-        changed = np.unique(pairs.images)
-        images = np.concatenate([np.repeat(changed, count), pairs.images])
-        scores = np.concatenate([self.scores[changed].reshape(-1), pairs.scores])
-        sentences = np.concatenate([self.sentences[changed].reshape(-1), pairs.sentences])
+        changed = np.unique(rows)
+        images = np.concatenate([np.repeat(changed, count), rows])
+        scores = np.concatenate([self.scores[changed].reshape(-1), scores])
+        sentences = np.concatenate([self.sentences[changed].reshape(-1), sentences])
         order = np.lexsort((sentences, -scores, images))
         images, scores, sentences = images[order], scores[order], sentences[order]
         places = np.arange(len(images)) - np.searchsorted(images, images)
@@ -94,7 +107,7 @@ class _Tops:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Images and sentences that may be near, with their exact cosines."""
+    """Images and sentences that may be near, by number, with their exact cosines."""
 
     images: Int64[np.ndarray, " pairs"]
     sentences: Int64[np.ndarray, " pairs"]
@@ -102,26 +115,46 @@ class _Pairs:
 
 
 def ground(
-    images: Iterable[tuple[Int64[np.ndarray, " images"], Rows]], sentences: Rows, count: int, tops: BinaryIO
+    images: Iterable[tuple[Int64[np.ndarray, " images"], Rows]],
+    sentences: Rows,
+    count: int,
+    tops: BinaryIO,
+    *,
+    cells: Cells | None = None,
+    num_probed: int = 0,
 ) -> Grounding:
     """Meets blocks of images, each with its images' numbers in rising order, with all sentences, a map of a file.
 
-    Writes to `tops` the `count` nearest sentences of each image, as int32 rows in the order of the images; -1 where
+    With `cells` of these sentences an image meets those of the `num_probed` cells that are nearest to it alone. Writes
+    to `tops` the `count` nearest sentences of each image, as int32 rows in the order of the images; -1 where
     there are fewer sentences.
     """
     found = Grounding.nothing(len(sentences))
     with ThreadPoolExecutor(min(_MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
         for numbers, rows in images:
-            block, nearest = _Side.of(rows), _Tops.nothing(len(rows), count)
-            for start in range(0, len(sentences), _BLOCK_ROWS):
-                some = _Side.of(np.asarray(sentences[start : start + _BLOCK_ROWS]))
-                met = _meet_in_parts(pool, block, nearest, some, start, found.scores[start : start + _BLOCK_ROWS])
-                _note_nearest_images(found, numbers, met)
+            block, nearest = _Side.of(numbers, rows), _Tops.nothing(len(rows), count)
+            for chosen, some in _meetings(block, sentences, cells, num_probed):
+                part = nearest.part(chosen)
+                _note_nearest_images(found, _meet_in_parts(pool, block.part(chosen), part, some, found.scores))
+                nearest.put(chosen, part)
             tops.write(nearest.sentences.tobytes())
             is_there = nearest.sentences >= 0
             places = np.broadcast_to(np.arange(count, dtype=np.int32), is_there.shape)
             np.minimum.at(found.ranks, nearest.sentences[is_there], places[is_there])
     return found
+
+
+def _meetings(images: _Side, sentences: Rows, cells: Cells | None, num_probed: int) -> Iterator[tuple[_Some, _Side]]:
+    """Which of the images meet which sentences, a block of sentences at a time."""
+    if cells is None:
+        for start in range(0, len(sentences), _BLOCK_ROWS):
+            rows = np.asarray(sentences[start : start + _BLOCK_ROWS])
+            yield slice(None), _Side.of(np.arange(start, start + len(rows)), rows)
+        return
+    for chosen, cell in cells.probed(images.units, num_probed):
+        for start in range(cell.start, cell.stop, _BLOCK_ROWS):
+            here = slice(start, min(start + _BLOCK_ROWS, cell.stop))
+            yield chosen, _Side.of(cells.places[here].astype(np.int64), np.asarray(cells.rows[here]))
 
 
 def exact_cosines(ones: Rows, twos: Rows) -> Float64[np.ndarray, " rows"]:
@@ -136,15 +169,14 @@ def _meet_in_parts(
     images: _Side,
     tops: _Tops,
     sentences: _Side,
-    start: int,
-    best: Float64[np.ndarray, " sentences"],
+    scores: Float64[np.ndarray, " all_sentences"],
 ) -> _Pairs:
     """`_meet` of a block of images, parts of it side by side: what is around the products has one thread each."""
+    best = scores[sentences.numbers]
 
     def meet(first: int) -> _Pairs:
         part = slice(first, first + _BLOCK_ROWS)
-        pairs = _meet(images.part(part), tops.part(part), sentences, start, best)
-        return _Pairs(first + pairs.images, pairs.sentences, pairs.scores)
+        return _meet(images.part(part), tops.part(part), sentences, best)
 
     found = list(pool.map(meet, range(0, len(images.rows), _BLOCK_ROWS)))
     return _Pairs(
@@ -154,8 +186,8 @@ def _meet_in_parts(
     )
 
 
-def _meet(images: _Side, tops: _Tops, sentences: _Side, start: int, best: Float64[np.ndarray, " sentences"]) -> _Pairs:
-    """Merges the nearest of a block of sentences, which begins at `start`, into `tops`.
+def _meet(images: _Side, tops: _Tops, sentences: _Side, best: Float64[np.ndarray, " sentences"]) -> _Pairs:
+    """Merges the nearest of a block of sentences into `tops`.
 
     Returns the pairs among which is each sentence's nearest image of these, if it is nearer than `best`.
     """
@@ -171,9 +203,8 @@ def _meet(images: _Side, tops: _Tops, sentences: _Side, start: int, best: Float6
     for first in range(0, len(rows), _PAIRS_AT_A_TIME):
         some = slice(first, first + _PAIRS_AT_A_TIME)
         scores[some] = exact_cosines(images.rows[rows[some]], sentences.rows[columns[some]])
-    pairs = _Pairs(rows, start + columns, scores)
-    tops.merge(pairs)
-    return pairs
+    tops.merge(rows, sentences.numbers[columns], scores)
+    return _Pairs(images.numbers[rows], sentences.numbers[columns], scores)
 
 
 def _floors(cosines: Float32[np.ndarray, "images sentences"], tops: _Tops) -> Float64[np.ndarray, " images"]:
@@ -185,12 +216,12 @@ def _floors(cosines: Float32[np.ndarray, "images sentences"], tops: _Tops) -> Fl
     return floors
 
 
-def _note_nearest_images(found: Grounding, numbers: Int64[np.ndarray, " images"], pairs: _Pairs) -> None:
-    """Of the images of a block; an earlier image stays where another is as near."""
+def _note_nearest_images(found: Grounding, pairs: _Pairs) -> None:
+    """An earlier image stays where another is as near."""
     order = np.lexsort((pairs.images, -pairs.scores, pairs.sentences))
     images, scores, sentences = pairs.images[order], pairs.scores[order], pairs.sentences[order]
     is_best = np.diff(sentences, prepend=-1) > 0
     images, scores, sentences = images[is_best], scores[is_best], sentences[is_best]
     is_nearer = scores > found.scores[sentences]
     found.scores[sentences[is_nearer]] = scores[is_nearer]
-    found.images[sentences[is_nearer]] = numbers[images[is_nearer]]
+    found.images[sentences[is_nearer]] = images[is_nearer]

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float16, Int64
 from reinforce.config import ConfigError
 from reinforce.neighbours import stand_ins
 from reinforce.selection.candidates import Candidates
+from reinforce.selection.cells import sort_into_cells
 from reinforce.selection.criteria import Reason, SentenceCriteria
 from reinforce.selection.file import SENTENCE_SELECTION_SCHEMA, write_selection
 from reinforce.selection.grounding import IMAGE_ROWS, NOT_NEAR, Grounding, ground
@@ -48,7 +49,7 @@ def select_sentences(dataset: Dataset, output_uri: str, criteria: SentenceCriter
     with tempfile.TemporaryFile(prefix="reinforce-") as rows_file, tempfile.TemporaryFile(prefix="reinforce-") as tops:
         rows = _spool(rows_file, space, sentences)
         numbers = np.flatnonzero(sentences.is_in)
-        found = ground(_image_blocks(space, images), rows, criteria.nearest, tops)
+        found = _ground(_image_blocks(space, images), rows, criteria, tops)
         _leave_out_by_nearness(sentences, numbers, found, criteria)
         if criteria.dedup is not None:
             _leave_out_duplicates(sentences, numbers, rows, criteria.dedup)
@@ -108,6 +109,19 @@ def _image_blocks(space: Space, images: Candidates) -> Iterator[tuple[Int64[np.n
     images.leave_out(Reason.NO_SCORE, lacks)
     if parts:
         yield np.concatenate(numbers), np.concatenate(parts)
+
+
+def _ground(
+    images: Iterator[tuple[Int64[np.ndarray, " images"], StoredRows]],
+    rows: StoredRows,
+    criteria: SentenceCriteria,
+    tops: BinaryIO,
+) -> Grounding:
+    if criteria.probe is None or not len(rows):
+        return ground(images, rows, criteria.nearest, tops)
+    with tempfile.TemporaryFile(prefix="reinforce-") as file:
+        cells = sort_into_cells(rows, file)
+        return ground(images, rows, criteria.nearest, tops, cells=cells, num_probed=criteria.probe)
 
 
 def _is_usable(rows: StoredRows) -> Bool[np.ndarray, " rows"]:

@@ -33,6 +33,7 @@ from tests.clean_views import write_clean_views
 from tests.corpora import random_corpus
 
 NEAREST, DIM = 10, 768
+PROBES = (1, 2, 4, 8, 16, 32)
 SIZES = ((16_384, 50_000), (32_768, 50_000), (16_384, 100_000), (32_768, 100_000))
 FULL_IMAGES, FULL_SENTENCES = 40_000_000, 28_400_000
 H100_FLOPS = 400e12
@@ -99,6 +100,15 @@ def real(uri: str, folder: Path) -> None:
     found = pq.read_table(folder / "s.parquet").to_pylist()
     print(f"brute force in float64: {len(expected):,} sentences in {time.perf_counter() - start:.0f} s;", end=" ")
     print("equal" if found == expected else "DIFFERENT", "in every row: score, nearest image, rank", flush=True)
+    exact = {(row["stem"], row["key"]) for row in expected}
+    print("\n| `--probe` | kept | of the exact ones | of the others | CPU |\n|---|---|---|---|---|")
+    for probe in PROBES:
+        asked = SentenceCriteria(corpora=("captions",), nearest=NEAREST, probe=probe)
+        with measured() as cost:
+            select_sentences(open_dataset(uri), str(folder / "probed.parquet"), asked)
+        kept = {(row["stem"], row["key"]) for row in pq.read_table(folder / "probed.parquet").to_pylist()}
+        share = len(kept & exact) / len(exact)
+        print(f"| {probe} | {len(kept):,} | {share:.3f} | {len(kept - exact):,} | {cost.cpu_s:.1f} s |", flush=True)
 
 
 def brute_force(uri: str, teacher: str) -> list[dict[str, object]]:
