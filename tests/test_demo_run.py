@@ -11,13 +11,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+import reinforce
 from reinforce.cli import app
 from reinforce.config import ConfigError
 from reinforce.demo.captions import TEMPLATES, names
-from reinforce.demo.run import STUDENTS, TEACHERS, run_demo, write_depth_scenes
+from reinforce.demo.run import STUDENTS, TEACHERS, run_demo, write_depth_scenes, write_unpaired_scenes
 from reinforce.demo.scenes import draw_scene
 from reinforce.demo.shards import ODD_EVERY, write_scenes
 from reinforce.prompts import TEMPLATES_FILE
+from reinforce.shards.corpora import open_corpus
 from reinforce.student.journal import read_metrics
 
 OUTPUT = Path("demo")
@@ -149,3 +151,29 @@ def test_scenes_with_depth_are_written_once_and_a_dataset_can_be_made_of_them(tm
     result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--set", "build.views.count=1"])
     assert result.exit_code == 0, result.stderr
     assert "10 samples, 10 kept" in result.stdout + result.stderr
+
+
+def test_scenes_and_sentences_about_others_are_written_once_and_a_dataset_can_be_made_of_them(tmp_path: Path) -> None:
+    printed = []
+    for _ in range(2):
+        console = Console(file=io.StringIO(), width=200)
+        write_unpaired_scenes(tmp_path, 12, console, num_test_images=8)
+        assert isinstance(console.file, io.StringIO)
+        printed.append(console.file.getvalue())
+    found = [line.split(": ")[1] for line in printed[1].splitlines() if "before" in line]
+    kinds = ("12 scenes", "12 sentences", "4 scenes", "8 scenes")
+    assert found == [f"{kind} found, written before" for kind in kinds]
+    sentences = tmp_path / "unpaired" / "sentences"
+    (sentences / "00001.txt").write_bytes(b"one more\n")
+    with pytest.raises(ConfigError, match="sentences holds 13 sentences, not the 12 of this demo; remove it"):
+        write_unpaired_scenes(tmp_path, 12, num_test_images=8)
+    (sentences / "00001.txt").unlink()
+    (command,) = [line for line in printed[0].splitlines() if line.startswith("reinforce build")]
+    result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--set", "build.views.count=1"])
+    assert result.exit_code == 0, result.stderr
+    dataset = reinforce.open_dataset(str(tmp_path / "unpaired" / "reinforced"))
+    assert dataset.spine("00000").column("captions").to_pylist() == [[]] * 12
+    corpus = open_corpus(dataset, "captions")
+    assert corpus.stems == ["corpora/captions/00000"]
+    texts = corpus.open_sentences(corpus.stems[0]).read().column("text").to_pylist()
+    assert len(texts) == 12

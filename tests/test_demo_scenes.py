@@ -23,6 +23,7 @@ from reinforce.demo.depth import FARTHEST_MM, NEAREST_MM, render_depth
 from reinforce.demo.measure import LoadedTeacher, caption_accuracy, caption_scenes, held_out_scenes
 from reinforce.demo.painting import render_classes, render_scene
 from reinforce.demo.scenes import BACKGROUNDS, COLOURS, Scene, draw_scene
+from reinforce.demo.sentences import write_sentences
 from reinforce.demo.shapes import CLASSES
 from reinforce.demo.shards import ODD_DEPTHS, ODD_EVERY, ODD_IMAGES, USELESS_IMAGES, write_scenes
 
@@ -90,6 +91,30 @@ def test_seed_fixes_every_byte(tmp_path: Path) -> None:
     first = write("first", 5)
     assert write("again", 5) == first
     assert all(a != b for a, b in zip(write("other", 6), first, strict=True))
+
+
+def test_sentences_are_about_the_scenes_of_their_seed_and_their_bytes_are_fixed_by_it(tmp_path: Path) -> None:
+    def write(name: str, seed: int) -> list[bytes]:
+        files = write_sentences(tmp_path / name, num_sentences=500, sentences_per_file=300, seed=seed)
+        assert [file.name for file in files] == ["00000.txt", "00001.txt"]
+        return [file.read_bytes() for file in files]
+
+    first = write("first", 3)
+    assert write("again", 3) == first
+    assert [data.count(b"\n") for data in first] == [300, 200]
+    lines = b"".join(first).split(b"\n")[:-1]
+    assert 0.05 < np.mean([not line.strip() for line in lines]) < 0.15
+    naming = {seed: _share_naming(lines, seed) for seed in (0, 1, 2, 3)}
+    assert naming[3] > 0.6
+    assert max(naming[seed] for seed in (0, 1, 2)) < 0.2
+
+
+def _share_naming(lines: list[bytes], seed: int) -> float:
+    """The share of lines that name what the scene of their number shows."""
+    scenes = [draw_scene(seed * (1 << 24) + index) for index in range(len(lines))]
+    return float(
+        np.mean([names(line.decode("latin-1"), scene.things[0]) for line, scene in zip(lines, scenes, strict=True)])
+    )
 
 
 def test_scenes_are_varied_and_their_things_lie_apart_within_the_central_square() -> None:

@@ -30,7 +30,7 @@ from reinforce.student.journal import read_metrics
 
 IMAGES_PER_SHARD = 500
 NUM_TEST_IMAGES = 1000
-RECIPE, DEPTH_RECIPE = "demo", "demo_edgevl"
+RECIPE, DEPTH_RECIPE, UNPAIRED_RECIPE = "demo", "demo_edgevl", "demo_dime_fm"
 TEACHERS = ("demo-a", "demo-b")
 STUDENTS: dict[str, tuple[str, ...]] = {
     "clip": ("student.loss.kind=clip", "student.data.captioners=[]"),
@@ -38,7 +38,7 @@ STUDENTS: dict[str, tuple[str, ...]] = {
 }
 """The student's name -> how it departs from the recipe."""
 
-_TEST_SEED, _VALIDATION_SEED = 1, 2
+_TEST_SEED, _VALIDATION_SEED, _SENTENCES_SEED = 1, 2, 3
 _NUM_EVALUATIONS = 10
 
 
@@ -89,6 +89,46 @@ def write_depth_scenes(
     _say(console, "To build a dataset of them:")
     _show_command(console, "build", *words)
     _say(console, "\nTraining and what follows: docs/recipes.md, EdgeVL as published, beside ours")
+
+
+def write_unpaired_scenes(
+    output: Path, num_images: int, console: Console | None = None, *, num_test_images: int = NUM_TEST_IMAGES
+) -> None:
+    """Writes scenes to train on, to validate with and to test with, and as many sentences as the first about others.
+
+    They go below `OUTPUT/unpaired`; what is there already is kept. Raises `ConfigError` if there are not as many.
+    """
+    console = console or Console()
+    folder = output / "unpaired"
+    _write_scenes(folder / "scenes", num_images, console)
+    _write_sentences(folder / "sentences", num_images, console)
+    _write_scenes(folder / "validation", num_test_images // 2, console, seed=_VALIDATION_SEED)
+    _write_scenes(folder / "test", num_test_images, console, seed=_TEST_SEED)
+    sentences = ("--set", f"build.corpora.captions.files={folder / 'sentences'}")
+    words = ("--shards", folder / "scenes", "--recipe", UNPAIRED_RECIPE, *sentences)
+    _say(console, "To build a dataset of them:")
+    _show_command(console, "build", *words, "--output", folder / "reinforced")
+    _say(console, "\nTraining and what follows: docs/recipes.md, DIME-FM as published, beside ours")
+
+
+def _write_sentences(folder: Path, num_sentences: int, console: Console) -> None:
+    from reinforce.demo.sentences import write_sentences
+
+    if folder.exists():
+        found = sum(file.read_bytes().count(b"\n") for file in folder.glob("*.txt"))
+        if found != num_sentences:
+            there = format_count(found, "sentence")
+            raise ConfigError(f"{folder} holds {there}, not the {num_sentences:,} of this demo; remove it")
+        _say(console, f"{folder}: {format_count(found, 'sentence')} found, written before")
+        return
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    files = write_sentences(partial, num_sentences=num_sentences, seed=_SENTENCES_SEED)
+    partial.rename(folder)
+    _say(
+        console,
+        f"{folder}: wrote {num_sentences:,} sentences about other scenes into {format_count(len(files), 'file')}",
+    )
 
 
 def _write_scenes(

@@ -49,12 +49,9 @@ def write_scenes(
     """
     import webdataset  # slow: it imports torch
 
-    if not 0 < num_images <= _MAX_IMAGES:
-        raise ValueError(f"num_images {num_images} must be from 1 to {_MAX_IMAGES}")
+    seeds = scene_seeds(seed, num_images)
     if images_per_shard < 1:
         raise ValueError(f"images_per_shard {images_per_shard} must be at least 1")
-    if not 0 <= seed < TRAINING_SEEDS // _MAX_IMAGES:
-        raise ValueError(f"seed {seed} must be from 0 to {TRAINING_SEEDS // _MAX_IMAGES - 1}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "classnames.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     if clean:
@@ -64,9 +61,18 @@ def write_scenes(
         shards.append(folder / f"{shard:05d}.tar")
         with webdataset.TarWriter(str(shards[-1]), encoder=False, mtime=0) as writer:
             for index in range(start, min(start + images_per_shard, num_images)):
-                members = _members(seed, index, clean, with_depth=modality == "depth")
+                members = _members(seed, index, seeds[index], clean, with_depth=modality == "depth")
                 writer.write({"__key__": f"{shard:05d}{index - start:04d}"} | members)
     return shards
+
+
+def scene_seeds(seed: int, num_scenes: int) -> range:
+    """The seeds of `draw_scene` that a data set of this `seed` has; those of two data sets are disjoint."""
+    if not 0 < num_scenes <= _MAX_IMAGES:
+        raise ValueError(f"{num_scenes} scenes must be from 1 to {_MAX_IMAGES}")
+    if not 0 <= seed < TRAINING_SEEDS // _MAX_IMAGES:
+        raise ValueError(f"seed {seed} must be from 0 to {TRAINING_SEEDS // _MAX_IMAGES - 1}")
+    return range(seed * _MAX_IMAGES, seed * _MAX_IMAGES + num_scenes)
 
 
 def encode_jpeg(image: Image.Image, quality: int, **options: object) -> bytes:
@@ -75,9 +81,8 @@ def encode_jpeg(image: Image.Image, quality: int, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def _members(seed: int, index: int, clean: bool, with_depth: bool) -> dict[str, bytes]:
+def _members(seed: int, index: int, scene_seed: int, clean: bool, with_depth: bool) -> dict[str, bytes]:
     """The members of one sample, suffix -> bytes."""
-    scene_seed = seed * _MAX_IMAGES + index
     scene = draw_scene(scene_seed)
     rng = np.random.default_rng([scene_seed, 1])
     width, height, quality = (int(number) for number in rng.integers((80, 80, 85), (161, 161, 91)))
