@@ -85,13 +85,14 @@ def cifar10_study(folder: Path | None, *, templates: Iterable[str], every_steps:
         yield Study(place, "pipelines/cifar10.yaml", test)
 
 
-def reinforce(command: list[str]) -> None:
-    """Runs a command of ours from the repository's folder; ends the study if it fails."""
+def reinforce(command: list[str]) -> str:
+    """Runs a command of ours from the repository's folder; what it printed. Ends the study if it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-m", "reinforce", *command]
     result = subprocess.run(arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"reinforce {' '.join(command)}\n{result.stderr}")
+    return result.stdout
 
 
 def show(accuracies: list[float]) -> str:
