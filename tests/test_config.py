@@ -16,6 +16,29 @@ def test_every_recipe_that_comes_along_is_valid(name: str) -> None:
     assert load_recipe(name).build.teachers
 
 
+def test_the_recipe_dime_fm_is_as_published() -> None:
+    recipe = load_recipe("dime_fm")
+    student = recipe.student
+    assert student is not None
+    loss, optimizer, views = student.loss, student.optimizer, recipe.build.views
+    assert (loss.vl_weight, loss.pvl_weight, loss.udist_weight, loss.cosine_weight) == (0.7, 0.3, 0, 0)
+    assert (loss.vl_temperature, loss.pvl_temperature, loss.udist_temperature, loss.similarity_scale) == (1, 3, 7, 100)
+    assert (optimizer.learning_rate, optimizer.min_learning_rate, optimizer.weight_decay) == (8e-4, 4e-5, 0.05)
+    assert (optimizer.betas, student.epochs, student.model.image_size) == ((0.9, 0.999), 100, 224)
+    assert optimizer.warmup_steps == 4 * 40e6 / student.batch_size
+    assert (views.scale, views.num_ops, views.hflip) == ((0.08, 1.0), 0, 0.5)
+    assert recipe.build.source.max_captions == 0
+    swin = "student.model={backbone: swin_tiny_patch4_window7_224, image_size: 224, embed_dim: 768, text: null}"
+    other = load_recipe("dime_fm", [swin]).student
+    assert other is not None
+    assert other.model.embed_dim == student.model.embed_dim == 768
+    assert {name: len(load_recipe(name).build.corpora) for name in ("dime_fm", "dime_fm_cifar10", "demo_dime_fm")} == {
+        "dime_fm": 1,
+        "dime_fm_cifar10": 1,
+        "demo_dime_fm": 1,
+    }
+
+
 def test_overrides_are_yaml(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("build: {teachers: {a: {model: 'ViT-B-32:openai'}}}")
     overrides = ["build.views.count=3", "build.teachers.a.precision=bf16", "build.source.captions=[json.text, txt]"]

@@ -21,6 +21,7 @@ from reinforce.demo.shards import ODD_EVERY, write_scenes
 from reinforce.prompts import TEMPLATES_FILE
 from reinforce.shards.corpora import open_corpus
 from reinforce.student.journal import read_metrics
+from tests.benchmarks.clean_targets import write_with_clean_targets
 
 OUTPUT = Path("demo")
 NUM_STEPS = 3
@@ -153,7 +154,7 @@ def test_scenes_with_depth_are_written_once_and_a_dataset_can_be_made_of_them(tm
     assert "10 samples, 10 kept" in result.stdout + result.stderr
 
 
-def test_scenes_and_sentences_about_others_are_written_once_and_a_dataset_can_be_made_of_them(tmp_path: Path) -> None:
+def test_scenes_and_sentences_about_others_are_written_once_and_a_student_learns_from_them(tmp_path: Path) -> None:
     printed = []
     for _ in range(2):
         console = Console(file=io.StringIO(), width=200)
@@ -171,9 +172,27 @@ def test_scenes_and_sentences_about_others_are_written_once_and_a_dataset_can_be
     (command,) = [line for line in printed[0].splitlines() if line.startswith("reinforce build")]
     result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--set", "build.views.count=1"])
     assert result.exit_code == 0, result.stderr
-    dataset = reinforce.open_dataset(str(tmp_path / "unpaired" / "reinforced"))
+    reinforced = tmp_path / "unpaired" / "reinforced"
+    dataset = reinforce.open_dataset(str(reinforced))
     assert dataset.spine("00000").column("captions").to_pylist() == [[]] * 12
     corpus = open_corpus(dataset, "captions")
     assert corpus.stems == ["corpora/captions/00000"]
-    texts = corpus.open_sentences(corpus.stems[0]).read().column("text").to_pylist()
-    assert len(texts) == 12
+    with corpus.open_sentences(corpus.stems[0]) as file:
+        assert sum(text is not None for text in file.read().column("text").to_pylist()) > 6
+    # What the study of stored views compares with: the same sizes, another target, still a dataset.
+    clean = write_with_clean_targets(reinforced, tmp_path / "clean")
+    embeddings = reinforce.open_dataset(str(clean)).table("embeddings/demo_a/image", "00000")
+    assert embeddings.column("view_001").equals(embeddings.column("view_000"))
+    losses = []
+    for place in (reinforced, clean):
+        run = tmp_path / f"run-{place.name}"
+        options = ["student.steps=2", "student.batch_size=8", "student.data.sentences.batch_size=6"]
+        options += ["student.log_every=1", "student.optimizer.warmup_steps=0"]
+        reinforce.train_student(str(place), str(run), "demo_dime_fm", overrides=options)
+        losses.append([row["loss"] for row in read_metrics(run) if row["kind"] == "train"])
+        assert (run / "student" / "student.json").is_file()
+    assert losses[0][0] != losses[1][0]
+    command = ["evaluate", str(run / "student"), "--dataset", str(tmp_path / "unpaired" / "test")]
+    result = CliRunner().invoke(app, [*command, "--bank", str(reinforced / "banks" / "scenes"), "--json"])
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)[0]["num_samples"] == 8

@@ -30,7 +30,7 @@ from tests.benchmarks.edgevl_students import Figures, Table, measure_all
 from tests.benchmarks.studies import SHARED, Job, Study, reinforce, show
 
 NUM_SCENES = 2000
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 
 
 @dataclass(frozen=True)
