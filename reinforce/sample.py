@@ -43,6 +43,18 @@ class DropReason(StrEnum):
     DUPLICATE_SENTENCE = "duplicate_sentence"
 
 
+SENTENCE_DROPS = frozenset(
+    {
+        DropReason.EMPTY_SENTENCE,
+        DropReason.NOT_UTF8,
+        DropReason.NOT_A_SENTENCE,
+        DropReason.TOO_LONG_SENTENCE,
+        DropReason.DUPLICATE_SENTENCE,
+    }
+)
+"""Of records of files of sentences, and of nothing else."""
+
+
 class NullReason(StrEnum):
     """Why a kept sample lacks one value of a signal. Counted by name in the footer of the signal's file."""
 

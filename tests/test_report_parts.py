@@ -133,7 +133,7 @@ def test_words_are_drawn_without_a_comb() -> None:
     assert found
     assert {height for _, _, height in columns_of_integers(found)} == {1}
     captions = CaptionFigures("original", 1, 1, 1.0, 5, 5, 5, 1.0, (), words=Distribution.of(np.full(3, 5.0)))
-    assert charts.lengths(captions) is None
+    assert charts.lengths(captions.words) is None
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,13 @@ def inspect(
     teacher: Annotated[
         list[str], typer.Option(metavar="NAME=PATH", help="With --recompute: where a teacher is that has moved.")
     ] = [],  # noqa: B006
+    corpus_root: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=URI", help="With --verify: where the files of a corpus are, if they moved."),
+    ] = [],  # noqa: B006
 ) -> None:
     """Show what a dataset holds, what is missing, and whether it looks right; or verify all of it."""
-    options = VerifyOptions(recompute, no_source, seed, teacher)
+    options = VerifyOptions(recompute, no_source, seed, teacher, corpus_root)
     with one_line_errors():
         if is_verified or options.first_given:
             _check_verify(is_verified, options, html)

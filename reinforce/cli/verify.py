@@ -13,6 +13,7 @@ class VerifyOptions:
     no_source: bool
     seed: int | None
     teachers: Sequence[str]
+    corpus_roots: Sequence[str]
 
     @property
     def first_given(self) -> str | None:
@@ -22,6 +23,7 @@ class VerifyOptions:
             "--no-source": self.no_source,
             "--seed": self.seed is not None,
             "--teacher": bool(self.teachers),
+            "--corpus-root": bool(self.corpus_roots),
         }
         return next((name for name, is_given in given.items() if is_given), None)
 
@@ -39,10 +41,23 @@ def verify(dataset: str, *, shards: list[str], root: str | None, as_json: bool, 
     for name, where in moved.items():
         if not where:
             raise ConfigError(f"--teacher {name}: must be NAME=PATH, such as clip=/models/clip")
+    corpus_roots = dict(corpus.partition("=")[::2] for corpus in options.corpus_roots)
+    for name, where in corpus_roots.items():
+        if not where:
+            raise ConfigError(f"--corpus-root {name}: must be NAME=URI, such as news=/data/sentences")
+    if corpus_roots and (options.no_source or shards):
+        raise ConfigError(f"--corpus-root: with {'--no-source' if options.no_source else '--shards'} no corpus is read")
     if options.recompute is None and (options.seed is not None or moved):
         raise ConfigError(f"{'--teacher' if moved else '--seed'} belongs to --recompute N")
     recompute = Recomputation(options.recompute, options.seed, moved) if options.recompute is not None else None
-    found = verify_dataset(dataset, shards=shards, root=root, with_source=not options.no_source, recompute=recompute)
+    found = verify_dataset(
+        dataset,
+        shards=shards,
+        root=root,
+        corpus_roots=corpus_roots,
+        with_source=not options.no_source,
+        recompute=recompute,
+    )
     if as_json:
         print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
     else:

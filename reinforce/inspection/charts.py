@@ -4,10 +4,12 @@ import math
 from collections.abc import Iterable, Sequence
 
 from reinforce.formatting import format_seconds
+from reinforce.inspection.corpus_figures import CorpusFigures
+from reinforce.inspection.corpus_words import teacher_words
 from reinforce.inspection.figures import (
     AgreementFigures,
-    CaptionFigures,
     CosineFigures,
+    Distribution,
     DriftFigures,
     DuplicateFigures,
     Figures,
@@ -89,11 +91,32 @@ def nulls(figures: Figures) -> list[Bar]:
     return bars
 
 
-def lengths(captions: CaptionFigures) -> Histogram | None:
-    """Words a caption; nothing to draw if all have as many."""
-    if captions.words is None or captions.words.low == captions.words.high:
+def sentence_drops(corpus: CorpusFigures) -> list[Bar]:
+    """What became of a corpus's sentences, as shares of them."""
+    most = max(corpus.num_sentences, 1)
+    value = f"{corpus.num_kept:,} = {_percent(corpus.num_kept, most)}"
+    bars = [Bar("kept", value, 100 * corpus.num_kept / most)]
+    for drop in corpus.drops:
+        names = _and_more([f"{example.stem}/{example.key}" for example in drop.examples], drop.count)
+        share, is_loss = 100 * drop.count / most, drop.reason != DropReason.NOT_SELECTED
+        value = f"{drop.count:,} = {_percent(drop.count, most)}"
+        bars.append(Bar(drop.reason, value, 0 if is_loss else share, share if is_loss else 0, note=names))
+    return bars
+
+
+def sentence_teachers(corpus: CorpusFigures) -> list[Bar]:
+    """Files that each teacher has embedded, and how many sentences it cut."""
+    bars = []
+    for teacher in corpus.teachers:
+        good = 100 * teacher.num_files / max(corpus.num_files, 1)
+        bars.append(Bar(teacher.name, teacher_words(corpus, teacher), good, 100 - good))
+    return bars
+
+
+def lengths(words: Distribution | None) -> Histogram | None:
+    """Words a text; nothing to draw if all have as many."""
+    if words is None or words.low == words.high:
         return None
-    words = captions.words
     high = words.high + 1  # a column of n words covers n to n + 1
     columns = columns_of_integers(words)
     scale = Scale(words.low, high)

@@ -131,7 +131,7 @@ def _figures_section(dataset: Dataset, figures: Figures, config: BuildConfig, ca
     lines = [
         f"- {count(figures.num_shards, 'shard')}, {figures.num_samples:,} samples, {figures.num_kept:,} kept; "
         f"dropped: {dropped}; values that do not exist: {', '.join(nulls) or 'none'}",
-        f"- {format_bytes(figures.total_bytes)} beside {format_bytes(figures.source_bytes)} of source",
+        f"- {format_bytes(figures.total_bytes)} beside {format_bytes(figures.all_source_bytes)} of source",
         f"- seed {dataset.document['spine']['seed']}, views: {_views(dataset.document['view_policy'])}",
     ]
     lines += [f"- bank of labels `{printable(bank.name)}`: {bank_line(bank)}" for bank in figures.banks]

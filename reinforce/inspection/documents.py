@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from reinforce.config import ModalityConfig, SourceConfig
+from reinforce.inspection.corpus_documents import faults_of_corpus, faults_of_sentence_signal
 from reinforce.inspection.faults import FileFaults
 from reinforce.shards.banks import bank_content
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE
@@ -15,10 +16,12 @@ from reinforce.shards.explicit import EXPLICIT
 from reinforce.shards.reader import FormatError
 from reinforce.shards.schema import (
     BANK_FILE,
+    CORPUS_FILE,
     FORMAT_VERSION,
     MODALITY_SCHEMA,
     Signal,
     caption_column,
+    corpus_embeddings_folder,
     fingerprint,
     view_column,
 )
@@ -28,6 +31,7 @@ _FIELDS = {
     DATASET_FILE: ("format_version", "spine_fingerprint", "spine", "view_policy", "source_root", "created_with"),
     SIGNAL_FILE: ("format_version", "signal", "fingerprint", "content", "columns", "model"),
     BANK_FILE: ("format_version", "bank", "fingerprint", "content", "num_duplicates"),
+    CORPUS_FILE: ("format_version", "corpus", "fingerprint", "content", "source_root"),
     "failures": ("stem", "error", "attempts", "run"),
 }
 
@@ -41,6 +45,10 @@ class Documents:
     failures: dict[str, str]
     banks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The `bank.json` of each bank, by name."""
+    corpora: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The `corpus.json` of each corpus, by name."""
+    sentence_signals: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    """The `signal.json` of each teacher of sentences, by corpus and teacher."""
     checked: list[FileFaults] = field(default_factory=list)
 
     @property
@@ -82,8 +90,14 @@ def read_documents(store: Store, sizes: dict[str, int]) -> Documents | FileFault
                 documents.signals[Signal.parse(folder)] = document
         elif name == BANK_FILE and folder.startswith("banks/") and folder.count("/") == 1:
             faults, document = _read(store, path)
-            if document is not None and _is_bank(folder.removeprefix("banks/"), document, faults):
-                documents.banks[folder.removeprefix("banks/")] = document
+            bank = folder.removeprefix("banks/")
+            if document is not None and _is_sound(_faults_of_bank(bank, document), faults):
+                documents.banks[bank] = document
+        elif path.startswith("corpora/") and name in (CORPUS_FILE, SIGNAL_FILE):
+            found = _read_of_corpus(store, path, documents)
+            if found is None:
+                continue
+            faults = found
         elif path.startswith("failures/") and path.endswith(".json"):
             faults, document = _read(store, path)
             stem = path.removeprefix("failures/").removesuffix(".json")
@@ -99,7 +113,24 @@ def read_documents(store: Store, sizes: dict[str, int]) -> Documents | FileFault
             continue
         documents.checked.append(faults)
     _check_signals(documents)
+    _check_sentence_signals(documents)
     return documents
+
+
+def _read_of_corpus(store: Store, path: str, documents: Documents) -> FileFaults | None:
+    """Reads `corpus.json` or a `signal.json` of a corpus into `documents`; None if the path is neither's."""
+    match path.split("/"):
+        case ["corpora", corpus, file] if file == CORPUS_FILE:
+            faults, document = _read(store, path)
+            if document is not None and _is_sound(faults_of_corpus(corpus, document), faults):
+                documents.corpora[corpus] = document
+        case ["corpora", corpus, "embeddings", teacher, file] if file == SIGNAL_FILE:
+            faults, document = _read(store, path)
+            if document is not None:
+                documents.sentence_signals[corpus, teacher] = document
+        case _:
+            return None
+    return faults
 
 
 def _read(store: Store, path: str) -> tuple[FileFaults, dict[str, Any] | None]:
@@ -167,11 +198,7 @@ def _check_signals(documents: Documents) -> None:
     checked = {faults.path: faults for faults in documents.checked}
     for signal, document in list(documents.signals.items()):
         faults = checked[f"{signal.folder}/{SIGNAL_FILE}"]
-        try:
-            for what in _faults_of_signal(documents, signal, document):
-                faults.add(what)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            faults.add(f"says nothing that can be checked ({type(error).__name__}: {error})")
+        if not _is_sound(_faults_of_signal(documents, signal, document), faults):
             del documents.signals[signal]
 
 
@@ -220,13 +247,22 @@ def _faults_of_modality(documents: Documents, signal: Signal, document: dict[str
     ModalityConfig.model_validate({"suffix": content["suffix"], "range": content["range"]})
 
 
-def _is_bank(name: str, document: dict[str, Any], faults: FileFaults) -> bool:
-    """Notes what is wrong with a `bank.json`; whether it says enough for its files to be checked."""
+def _check_sentence_signals(documents: Documents) -> None:
+    checked = {faults.path: faults for faults in documents.checked}
+    for (corpus, teacher), document in list(documents.sentence_signals.items()):
+        faults = checked[f"{corpus_embeddings_folder(corpus, teacher)}/{SIGNAL_FILE}"]
+        of_corpus, images = documents.corpora.get(corpus), documents.signals.get(Signal("image", teacher))
+        if not _is_sound(faults_of_sentence_signal(corpus, teacher, document, of_corpus, images), faults):
+            del documents.sentence_signals[corpus, teacher]
+
+
+def _is_sound(found: Iterator[str], faults: FileFaults) -> bool:
+    """Notes what is wrong with a document; whether it says enough for its files to be checked."""
     try:
-        for what in _faults_of_bank(name, document):
+        for what in found:
             faults.add(what)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        faults.add(f"says nothing that can be checked ({type(error).__name__}: {error})")
+        faults.add(f"says nothing that can be checked ({type(error).__name__}: {' '.join(str(error).split())[:100]})")
         return False
     return True
 

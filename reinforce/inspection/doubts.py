@@ -5,6 +5,7 @@ A good dataset may break one: they are words for a person, no verdict.
 
 from collections.abc import Iterator, Mapping
 
+from reinforce.inspection.corpus_figures import CorpusFigures, SentenceTeacherFigures
 from reinforce.inspection.figures import CaptionFigures, CosineFigures, Figures, SignalFigures
 from reinforce.inspection.values import ORIGINAL
 from reinforce.inspection.words import percent
@@ -45,6 +46,9 @@ def find_doubts(figures: Figures, mantissa_bits: Mapping[str, int]) -> Iterator[
             yield f"{' and '.join(agreement.teachers)} agree on neighbours hardly more than chance"
     for source in figures.captions:
         yield from _of_captions(source)
+    for corpus in figures.corpora:
+        for teacher in corpus.teachers:
+            yield from _of_sentences(corpus, teacher)
 
 
 def _is_fit(cosine: CosineFigures) -> bool:
@@ -60,6 +64,15 @@ def _of_signal(signal: SignalFigures, mantissa_bits: int | None) -> Iterator[str
     if signal.num_truncated_texts > _MOST_TRUNCATED * max(signal.num_values, 1):
         share = signal.num_truncated_texts / max(signal.num_values, 1)
         yield f"{name}: {percent(share)} of the texts are longer than the context and cut"
+
+
+def _of_sentences(corpus: CorpusFigures, teacher: SentenceTeacherFigures) -> Iterator[str]:
+    error, bits, name = teacher.max_norm_error, teacher.mantissa_bits, f"corpora/{corpus.name} by {teacher.name}"
+    if error is not None and bits is not None and error > 2.0 ** -(bits + 1) + _SLACK:
+        yield f"{name}: a norm is off by {error:.1e}, more than {bits} mantissa bits explain"
+    if teacher.num_truncated_texts > _MOST_TRUNCATED * max(corpus.num_kept, 1):
+        share = teacher.num_truncated_texts / max(corpus.num_kept, 1)
+        yield f"{name}: {percent(share)} of the sentences are longer than the context and cut"
 
 
 def _of_captions(source: CaptionFigures) -> Iterator[str]:

@@ -116,6 +116,10 @@ class Verification:
     faults: tuple[Fault, ...]
     elapsed_s: float
     recomputed: Recomputed | None = None
+    num_sentence_files: int = 0
+    num_sentence_sources: int = 0
+    """Files of sentences that were read again, of `sentence_source_bytes`."""
+    sentence_source_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The findings as JSON data."""

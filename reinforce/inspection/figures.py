@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
+from reinforce.inspection.corpus_figures import CorpusFigures
 
-_NUM_BINS = 24
-_NUM_EXAMPLES = 3
-MOST_STEMS = 10_000
-"""Of the stems named for one thing that is missing."""
+# Of this module's face.
+from reinforce.inspection.measures import MOST_STEMS as MOST_STEMS
+from reinforce.inspection.measures import Distribution as Distribution
+from reinforce.inspection.measures import DropExample as DropExample
+from reinforce.inspection.measures import DropFigures as DropFigures
+from reinforce.inspection.measures import Missing as Missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,64 +19,6 @@ class Problem:
 
     path: str
     what: str
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """How many shards lack something, and which: the first 10,000 of their stems, in order."""
-
-    count: int
-    stems: tuple[str, ...] = ()
-
-    @property
-    def examples(self) -> tuple[str, ...]:
-        return self.stems[:_NUM_EXAMPLES]
-
-
-@dataclass(frozen=True, slots=True)
-class DropExample:
-    """A dropped sample."""
-
-    stem: str
-    key: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class DropFigures:
-    """Samples dropped for one reason, in all shards."""
-
-    reason: str
-    count: int
-    examples: tuple[DropExample, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """Some values: mean, quantiles and a histogram."""
-
-    count: int
-    mean: float
-    q05: float
-    median: float
-    q95: float
-    low: float
-    high: float
-    histogram: tuple[int, ...]
-    """How many values are in each of 24 equal parts of `low`..`high`, the smallest and the largest value."""
-
-    @classmethod
-    def of(cls, values: Float[np.ndarray, " count"]) -> "Distribution | None":
-        """The distribution of the finite values, None if there are none."""
-        finite = values[np.isfinite(values)]
-        if not finite.size:
-            return None
-        q05, median, q95 = np.quantile(finite, [0.05, 0.5, 0.95]).tolist()
-        low, high = float(finite.min()), float(finite.max())
-        counts, _ = np.histogram(finite, _NUM_BINS, (low, high))
-        return cls(
-            int(finite.size), float(finite.mean(dtype=np.float64)), q05, median, q95, low, high, tuple(counts.tolist())
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +209,11 @@ class Figures:
     agreements: tuple[AgreementFigures, ...] = ()
     duplicates: tuple[DuplicateFigures, ...] = ()
     banks: tuple[BankFigures, ...] = ()
+    corpora: tuple[CorpusFigures, ...] = ()
     runs: tuple[RunFigures, ...] = ()
     null_examples: dict[str, dict[str, tuple[SampleName, ...]]] = field(default_factory=dict)
     """Signal folder -> reason -> a few samples with such a null in it."""
-    incomplete: Missing = Missing(0)
+    incomplete: Missing = field(default_factory=lambda: Missing(0))
     """Shards with a spine that lack the file of at least one signal."""
     num_footer_shards: int = 0
     num_sampled_samples: int = 0
@@ -278,6 +222,11 @@ class Figures:
     cost: CostFigures | None = None
     doubts: tuple[str, ...] = ()
     """What looks wrong, in words: not a fault of a file, but nothing one would expect of a good dataset."""
+
+    @property
+    def all_source_bytes(self) -> int:
+        """Of shards and of files of sentences: what `total_bytes` is beside."""
+        return self.source_bytes + sum(corpus.source_bytes for corpus in self.corpora)
 
     @property
     def is_estimated(self) -> bool:

@@ -9,10 +9,13 @@ import pyarrow as pa
 from reinforce.inspection.faults import FileFaults
 from reinforce.shards.digests import FILE_DIGEST, file_digests
 from reinforce.shards.reader import FormatError, ShardFile
-from reinforce.shards.schema import MAX_ROW_GROUP_ROWS
+from reinforce.shards.schema import MAX_ROW_GROUP_ROWS, canonical_json
 from reinforce.storage import StorageError, Store
 
 Found = TypeVar("Found")
+
+COMMON_FIELDS = {"format_version", "kind", "stem", "fingerprint", "source_sha256", "source_bytes", "num_rows"}
+"""Of the footers of all files of a shard."""
 
 
 def read_checked(
@@ -52,6 +55,13 @@ def check_fields(footer: dict[str, Any], fields: set[str], faults: FileFaults) -
         faults.add(f"its footer has a field {name!r}, which is none of a file without a digest")
 
 
+def compare_counts(footer: dict[str, Any], recounted: dict[str, Any], faults: FileFaults) -> None:
+    """Notes what a footer says that was counted otherwise."""
+    for name, value in recounted.items():
+        if footer[name] != value:
+            faults.add(f"{name} is {canonical_json(footer[name])} in its footer, counted {canonical_json(value)}")
+
+
 def check_layout(file: ShardFile, schema: pa.Schema, faults: FileFaults) -> None:
     """Notes another schema than this one, to the last flag, and row groups of other sizes than the format's."""
     if not file.schema.equals(schema):
@@ -81,3 +91,21 @@ def read_column(file: ShardFile, name: str, faults: FileFaults) -> pa.ChunkedArr
         faults.num_cells += len(column)
         faults.num_nulls += column.null_count
     return column
+
+
+def check_keys(file: ShardFile, expected: list[str], faults: FileFaults) -> list[str] | None:
+    """The keys of a file, if they are `expected`, which is those that its spine keeps, in their order."""
+    column = read_column(file, "key", faults)
+    if column is None:
+        return None
+    keys = column.to_pylist()
+    if keys == expected:
+        return expected
+    row = next((i for i, pair in enumerate(zip(expected, keys, strict=False)) if pair[0] != pair[1]), None)
+    if row is None:
+        faults.add(f"{len(keys)} rows, the spine keeps {len(expected)}", column="key")
+    else:
+        order = ": the same rows in another order" if sorted(keys) == sorted(expected) else ""
+        what = f"the key is {keys[row]!r}, in the spine it is {expected[row]!r}{order}"
+        faults.add(what, column="key", row=row, key=expected[row])
+    return None

@@ -94,7 +94,7 @@ def check_footer(file: ShardFile, expected: dict[str, Any], columns: list[str]) 
         raise FormatError(f"{file.path}: {file.num_rows} rows, its footer says {_shown(file.footer.get('num_rows'))}")
     if file.columns != columns:
         raise FormatError(f"{file.path}: columns {', '.join(file.columns)}; expected {', '.join(columns)}")
-    absent = sorted(_NEEDED[file.footer.get("kind") == "samples"] - file.footer.keys())
+    absent = sorted(_NEEDED[file.footer.get("kind") in ("samples", "sentences")] - file.footer.keys())
     if absent:
         raise FormatError(f"{file.path}: its footer has no field {absent[0]}")
     return file.footer

@@ -23,11 +23,27 @@ from reinforce.shards.schema import Signal, failure_file, spine_file
 _SPINES = "samples"
 _FILE = re.compile(r"(samples|(?:captions|modalities)/[^/]+|embeddings/[^/]+/(?:image|text/[^/]+))/(.+)\.parquet")
 _BANK_FILE = re.compile(r"banks/([^/]+)/([^/]+)")
+_CORPUS_FILE = re.compile(r"corpora/([^/]+)/(?:sentences|embeddings/([^/]+))/(.+)\.parquet")
+_CORPUS_DOCUMENT = re.compile(r"corpora/([^/]+)/(?:corpus|embeddings/([^/]+)/signal)\.json")
 _RUN_PART = re.compile(r"runs/([^/]+)/[^/]+\.jsonl")
 _MOST_ORPHANS = 1000
 _NUM_THREADS = 16
 
 Sizes = Int64[np.ndarray, " shards"]
+
+
+@dataclass(slots=True)
+class CorpusFiles:
+    """Bytes of a corpus's sentences by name, and of each teacher's embeddings; which of its documents are there."""
+
+    sentences: dict[str, int] = field(default_factory=dict)
+    embeddings: defaultdict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))
+    documents: set[str | None] = field(default_factory=set)
+    """Teachers with a `signal.json`; None stands for `corpus.json`."""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(map(sum, (files.values() for files in (self.sentences, *self.embeddings.values()))))
 
 
 @dataclass(slots=True)
@@ -43,6 +59,7 @@ class Listing:
     run_parts: dict[str, list[str]]
     banks: dict[str, dict[str, int]]
     """Bytes of each bank's file by teacher, in order."""
+    corpora: dict[str, CorpusFiles]
     problems: list[Problem]
 
     def has(self, signal: Signal, number: int) -> bool:
@@ -89,6 +106,7 @@ class _Found:
     failed: list[str] = field(default_factory=list)
     run_parts: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     bank_files: defaultdict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))
+    corpora: defaultdict[str, CorpusFiles] = field(default_factory=lambda: defaultdict(CorpusFiles))
 
     def add(self, path: str, num_bytes: int) -> None:
         if match := _FILE.fullmatch(path):
@@ -99,6 +117,12 @@ class _Found:
             self.run_parts[match[1]].append(path)
         elif match := _BANK_FILE.fullmatch(path):
             self.bank_files[match[1]][match[2]] = num_bytes
+        elif match := _CORPUS_FILE.fullmatch(path):
+            of_corpus = self.corpora[match[1]]
+            files = of_corpus.sentences if match[2] is None else of_corpus.embeddings[match[2]]
+            files[match[3]] = num_bytes
+        elif match := _CORPUS_DOCUMENT.fullmatch(path):
+            self.corpora[match[1]].documents.add(match[2])
         elif path.startswith(_FAILURES[0]) and path.endswith(_FAILURES[1]):
             self.failed.append(path.removeprefix(_FAILURES[0]).removesuffix(_FAILURES[1]))
         elif path.endswith(f"/{SIGNAL_FILE}") and Signal.is_folder(path.removesuffix(f"/{SIGNAL_FILE}")):
@@ -133,6 +157,7 @@ def list_dataset(dataset: Dataset) -> Listing:
             name: {file.removesuffix(".parquet"): n for file, n in sorted(files.items()) if file.endswith(".parquet")}
             for name, files in sorted(found.bank_files.items())
         },
+        corpora=dict(sorted(found.corpora.items())),
         problems=problems,
     )
     orphans: list[tuple[Signal, str]] = []

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from reinforce.inspection.corpus_figures import CorpusFigures
 from reinforce.inspection.figures import Figures
 from reinforce.inspection.words import count
 from reinforce.sample import DropReason, NullReason
@@ -29,6 +30,11 @@ def _absences(figures: Figures) -> Iterator[str]:
         most = max(signal.missing.count for signal in missing)
         lacking = f"{count(len(missing), 'signal')} incomplete, by up to {count(most, 'shard')}"
         yield f"{lacking}: a build is running, or was cut short"
+    for corpus in figures.corpora:
+        most = max((teacher.missing.count for teacher in corpus.teachers), default=0)
+        if most or not corpus.teachers:
+            lacks = f"lacks embeddings of {count(most or corpus.num_files, 'file')}"
+            yield f"Corpus {corpus.name} {lacks}: a build is running, or was cut short"
 
 
 def _losses(figures: Figures) -> Iterator[str]:
@@ -38,3 +44,19 @@ def _losses(figures: Figures) -> Iterator[str]:
     lost = sum(drop.count for drop in figures.drops if drop.reason != DropReason.NOT_SELECTED)
     if lost > _LARGE_SHARE * figures.num_samples:
         yield f"{lost:,} of {count(figures.num_samples, 'sample')} could not be used"
+    for corpus in figures.corpora:
+        yield from _losses_of_corpus(corpus)
+
+
+def _losses_of_corpus(corpus: CorpusFigures) -> Iterator[str]:
+    drops = [drop for drop in corpus.drops if drop.reason != DropReason.NOT_SELECTED]
+    lost = sum(drop.count for drop in drops)
+    if lost > _LARGE_SHARE * corpus.num_sentences:
+        most = max(drops, key=lambda drop: drop.count)
+        words = f"{lost:,} of {count(corpus.num_sentences, 'sentence')} dropped"
+        yield f"Corpus {corpus.name}: {words}, most of them {most.reason}"
+    if corpus.num_cut > _LARGE_SHARE * corpus.num_sentences:
+        yield f"Corpus {corpus.name}: {corpus.num_cut:,} sentences cut: they were too long for the recipe"
+    for teacher in corpus.teachers:
+        if number := teacher.nulls.get(NullReason.NON_FINITE, 0):
+            yield f"Corpus {corpus.name} by {teacher.name}: {count(number, 'value')} not finite, stored as null"

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from reinforce.inspection import charts
 from reinforce.inspection.cards import CardMaker
+from reinforce.inspection.corpus_words import corpus_line
 from reinforce.inspection.figures import Figures
 from reinforce.inspection.gallery import Gallery, ShownSample, make_gallery
 from reinforce.inspection.plots import number_words
@@ -87,6 +88,7 @@ def _render(figures: Figures, gallery: Gallery, maker: CardMaker) -> str:
         colours=_VIEW_COLOURS,
         counted=count,
         bank_line=bank_line,
+        corpus_line=corpus_line,
     )
     return "\n".join(line for line in text.splitlines() if line.strip()) + "\n"
 
@@ -99,13 +101,17 @@ def _charts(figures: Figures) -> dict[str, Any]:
         "sizes": charts.sizes(figures),
         "drops": charts.drops(figures),
         "nulls": charts.nulls(figures),
-        "captions": [(source, charts.lengths(source)) for source in figures.captions],
+        "captions": [(source, charts.lengths(source.words)) for source in figures.captions],
         "scores": [
             (teacher, charts.scores(list(rows))) for teacher, rows in groupby(cosines, key=lambda found: found.teacher)
         ],
         "drifts": [(found, charts.drift(found), charts.drift_by_view(found)) for found in figures.drifts],
         "agreement": charts.agreement(figures.agreements),
         "duplicates": charts.duplicates(figures.duplicates),
+        "corpora": [
+            (corpus, charts.sentence_drops(corpus), charts.sentence_teachers(corpus), charts.lengths(corpus.words))
+            for corpus in figures.corpora
+        ],
         "runs": [(run, charts.stages(run), charts.run_words(run)) for run in latest],
     }
 
@@ -115,13 +121,16 @@ def _totals(figures: Figures) -> list[tuple[str, str, str]]:
     not_selected = sum(drop.count for drop in figures.drops if drop.reason == DropReason.NOT_SELECTED)
     dropped = figures.num_samples - figures.num_kept - not_selected
     size = "" if figures.bytes_per_kept is None else f"{format_bytes(figures.bytes_per_kept)} a kept sample"
-    if figures.source_bytes:
-        share = 100 * figures.total_bytes / figures.source_bytes
+    if figures.all_source_bytes:
+        share = 100 * figures.total_bytes / figures.all_source_bytes
         size += f", {share:.3g} % of the source"
     of_all = f"of {count(figures.num_samples, 'sample')} in {count(figures.num_shards, 'shard')}"
     totals = [("kept samples", f"{figures.num_kept:,}", of_all)]
     totals += [("dropped", f"{dropped:,}", f"{100 * dropped / max(figures.num_samples, 1):.2g} % of the samples")]
     totals += [("not asked for", f"{not_selected:,}", "by --select or --limit-samples")] if not_selected else []
+    if figures.corpora:
+        kept, files = (sum(getattr(c, name) for c in figures.corpora) for name in ("num_kept", "num_files"))
+        totals += [("kept sentences", f"{kept:,}", f"without images, in {count(files, 'file')}")]
     return [*totals, ("size", format_bytes(figures.total_bytes), size.removeprefix(", "))]
 
 
@@ -180,6 +189,7 @@ def _contents(figures: Figures, gallery: Gallery, sections: Sequence[Section]) -
         ("scores", "Image and caption", figures.cosines),
         ("views", "Views", figures.drifts),
         ("neighbours", "Neighbours", figures.agreements or figures.duplicates),
+        ("sentences", "Sentences", figures.corpora),
         ("cost", "Cost", figures.runs),
         *((anchor, f"{anchor.capitalize()} samples", True) for anchor, *_ in sections),
         ("alike", "Look alike", gallery.groups),

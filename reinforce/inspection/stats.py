@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from reinforce.inspection.banks import bank_figures
+from reinforce.inspection.corpora import corpus_figures
 from reinforce.inspection.doubts import find_doubts
 from reinforce.inspection.duplicates import chosen_teacher, find_all_duplicates, find_duplicates
 from reinforce.inspection.figures import (
@@ -68,6 +69,7 @@ def inspect_dataset(
         num_failures=len(failures) if len(listing.failed) <= _MOST_FAILURES else len(listing.failed),
         duplicates=_duplicates(dataset, listing, values, problems, is_full=is_full, num_kept=figures.num_kept),
         banks=bank_figures(dataset, listing, problems),
+        corpora=corpus_figures(dataset, listing, problems, is_full=is_full),
         runs=runs,
         cost=total_cost(runs),
         problems=tuple(problems),
@@ -97,7 +99,9 @@ def _counted(dataset: Dataset, listing: Listing, totals: FooterTotals, values: S
         num_kept=num_kept,
         source_bytes=round(scale * totals.source_bytes),
         spine_bytes=spine_bytes,
-        total_bytes=sample_bytes + sum(sum(sizes.values()) for sizes in listing.banks.values()),
+        total_bytes=sample_bytes
+        + sum(sum(sizes.values()) for sizes in listing.banks.values())
+        + sum(files.num_bytes for files in listing.corpora.values()),
         bytes_per_kept=sample_bytes / num_kept if num_kept else None,
         drops=tuple(DropFigures(r, round(scale * n), tuple(values.drops[r])) for r, n in totals.drops.most_common()),
         left_out={name: round(scale * number) for name, number in sorted(totals.left_out.items())},

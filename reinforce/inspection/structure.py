@@ -15,11 +15,18 @@ import pyarrow.compute as pc
 
 from reinforce.inspection.documents import Documents
 from reinforce.inspection.faults import FileFaults
-from reinforce.inspection.files import check_fields, check_layout, read_column
+from reinforce.inspection.files import (
+    COMMON_FIELDS,
+    check_fields,
+    check_keys,
+    check_layout,
+    compare_counts,
+    read_column,
+)
 from reinforce.inspection.footers import check_footer
 from reinforce.inspection.spine_rows import faults_of_modality, faults_of_row
 from reinforce.inspection.vectors import check_embeddings, check_nulls
-from reinforce.sample import DropReason, ModalityImage, NullReason
+from reinforce.sample import SENTENCE_DROPS, DropReason, ModalityImage, NullReason
 from reinforce.shards.explicit import BoxOutsideError, ExplicitView, Size, read_sizes, read_views, views_schema
 from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import (
@@ -35,9 +42,8 @@ from reinforce.views.draw import OP_NAMES
 ORIGINAL = "original"
 Captions = list[list[str] | None]
 _COLUMNS_BEFORE_VIEWS = 3
-_COMMON_FIELDS = {"format_version", "kind", "stem", "fingerprint", "source_sha256", "source_bytes", "num_rows"}
-_SPINE_FIELDS = _COMMON_FIELDS | {"num_kept", "drops", "counts"}
-_SIGNAL_FIELDS = _COMMON_FIELDS | {"signal", "weights_sha256", "nulls"}
+_SPINE_FIELDS = COMMON_FIELDS | {"num_kept", "drops", "counts"}
+_SIGNAL_FIELDS = COMMON_FIELDS | {"signal", "weights_sha256", "nulls"}
 SOURCE_COUNTS = frozenset({"unused_members", "captions_empty", "captions_undecodable", "captions_over_bound"})
 """What a tar says of itself."""
 _IMPORT_COUNTS = {"extra_text_rows", "images_changed", "synthetic_over_bound", "views_over_bound"}
@@ -79,10 +85,10 @@ def check_spine(file: ShardFile, documents: Documents, stem: str, faults: FileFa
         faults.add_rows(what, rows, keys, name)
     drops = Counter(filter(None, table.column("drop_reason").to_pylist()))
     kept = table.filter(pc.is_null(table.column("drop_reason")))
-    _compare(footer, {"drops": dict(drops), "num_kept": kept.num_rows}, faults)
+    compare_counts(footer, {"drops": dict(drops), "num_kept": kept.num_rows}, faults)
     for name in sorted(set(footer["counts"]) - SOURCE_COUNTS - (_IMPORT_COUNTS if documents.is_explicit else set())):
         faults.add(f"counts in its footer has {name!r}, which is nothing that is left out")
-    for name in sorted(set(drops) - {reason.value for reason in DropReason}):
+    for name in sorted(set(drops) - (set(DropReason) - SENTENCE_DROPS)):
         faults.add(f"drop_reason {name!r} is none of the format", column="drop_reason")
     return Spine(footer, table, kept)
 
@@ -113,7 +119,9 @@ def check_signal(
     nulls = check_embeddings(file, document, keys, num_captions, faults)
     is_known = num_captions is not None or signal.kind == "image"
     if nulls is not None and is_known and not documents.is_explicit:
-        check_nulls(file.footer["nulls"], nulls, signal, keys, faults)
+        absent = NullReason.NO_CAPTION if signal.kind == "text" else NullReason.NO_VIEW
+        reasons = (NullReason.NON_FINITE, NullReason.NOT_UNIT, absent)
+        check_nulls(file.footer["nulls"], nulls, reasons, keys, faults)
     return None
 
 
@@ -133,7 +141,9 @@ def check_modality(
             rows_of[kind].append(index)
     for (name, what), rows in rows_of.items():
         faults.add_rows(what, rows, keys, name)
-    _compare(file.footer, {"nulls": dict(Counter(image.null_reason for image in images if image.null_reason))}, faults)
+    compare_counts(
+        file.footer, {"nulls": dict(Counter(image.null_reason for image in images if image.null_reason))}, faults
+    )
     return dict(zip(keys, images, strict=True))
 
 
@@ -157,7 +167,7 @@ def check_frame(
     extra |= {"captions_sha256"} if signal.kind == "text" and signal.source != ORIGINAL else set()
     check_fields(footer, _SIGNAL_FIELDS | extra, faults)
     check_layout(file, _schema_of(signal, document), faults)
-    return check_keys_of(file, spine, faults)
+    return check_keys(file, spine.kept_keys, faults)
 
 
 def check_views(file: ShardFile, spine: Spine, faults: FileFaults) -> None:
@@ -172,9 +182,9 @@ def check_views(file: ShardFile, spine: Spine, faults: FileFaults) -> None:
     }
     schema = views_schema(len(file.columns) - _COLUMNS_BEFORE_VIEWS)
     names = schema.names
-    check_fields(check_footer(file, expected, names), _COMMON_FIELDS | {"nulls"}, faults)
+    check_fields(check_footer(file, expected, names), COMMON_FIELDS | {"nulls"}, faults)
     check_layout(file, schema, faults)
-    keys = check_keys_of(file, spine, faults)
+    keys = check_keys(file, spine.kept_keys, faults)
     sizes = [read_column(file, name, faults) for name in ("image_width", "image_height")]
     if keys is None or any(column is None for column in sizes):
         return
@@ -196,24 +206,6 @@ def _is_view_of(view: ExplicitView, size: Size | None) -> bool:
     return all(op.name in OP_NAMES for op in view.ops)
 
 
-def check_keys_of(file: ShardFile, spine: Spine, faults: FileFaults) -> list[str] | None:
-    """The keys of a file, if they are those that the spine keeps, in its order."""
-    column = read_column(file, "key", faults)
-    if column is None:
-        return None
-    keys, expected = column.to_pylist(), spine.kept_keys
-    if keys == expected:
-        return expected
-    row = next((i for i, pair in enumerate(zip(expected, keys, strict=False)) if pair[0] != pair[1]), None)
-    if row is None:
-        faults.add(f"{len(keys)} rows, the spine keeps {len(expected)}", column="key")
-    else:
-        order = ": the same rows in another order" if sorted(keys) == sorted(expected) else ""
-        what = f"the key is {keys[row]!r}, in the spine it is {expected[row]!r}{order}"
-        faults.add(what, column="key", row=row, key=expected[row])
-    return None
-
-
 def _check_captions(file: ShardFile, most: int, keys: list[str], faults: FileFaults) -> Captions | None:
     column = read_column(file, "captions", faults)
     if column is None:
@@ -229,7 +221,7 @@ def _check_captions(file: ShardFile, most: int, keys: list[str], faults: FileFau
         rows = [row for row, texts in enumerate(captions) if texts is not None and is_fault(texts)]
         faults.add_rows(what, rows, keys, "captions")
     failed = {str(NullReason.CAPTIONER_FAILED): column.null_count} if column.null_count else {}
-    _compare(file.footer, {"nulls": failed}, faults)
+    compare_counts(file.footer, {"nulls": failed}, faults)
     return captions
 
 
@@ -253,9 +245,3 @@ def _schema_of(signal: Signal, document: dict[str, Any]) -> pa.Schema:
     if signal.kind == "modality":
         return MODALITY_SCHEMA
     return embeddings_schema(document["columns"], document["model"]["dim"])
-
-
-def _compare(footer: dict[str, Any], recounted: dict[str, Any], faults: FileFaults) -> None:
-    for name, value in recounted.items():
-        if footer[name] != value:
-            faults.add(f"{name} is {canonical_json(footer[name])} in its footer, counted {canonical_json(value)}")

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reinforce.formatting import format_seconds
+from reinforce.inspection.corpus_words import corpus_lines
 from reinforce.inspection.figures import Distribution, Figures, RunFigures
 from reinforce.inspection.words import (
     bank_line,
@@ -48,6 +49,7 @@ def render_table(figures: Figures) -> RenderableType:
     parts += [_captions(figures)] if figures.captions else []
     lines = [("modality", modality_line(figures, signal)) for signal in figures.signals if signal.reading]
     lines += [("bank", f"{printable(bank.name)}: {bank_line(bank)}") for bank in figures.banks]
+    lines += [("corpus", words) for corpus in figures.corpora for words in corpus_lines(corpus)]
     lines += _frequent(figures) + _alike(figures) + _cost(figures)
     parts += [_lines(lines)] if lines else []
     return Group(*(line for part in parts for line in (part, "")[: 1 if part is parts[-1] else 2]))

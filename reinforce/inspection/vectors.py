@@ -1,6 +1,7 @@
 """Columns of embeddings: nulls where they belong, finite, rounded, of unit norm."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,6 @@ from reinforce.inspection.files import read_column
 from reinforce.sample import NullReason
 from reinforce.shards.explicit import IMPORTED, MAX_NORM_ERROR
 from reinforce.shards.reader import ShardFile, to_numpy
-from reinforce.shards.schema import Signal
 
 _FP32_ERROR = 1e-5
 """Of the norm of a row of unit norm in fp32: a few times 1e-7, with room."""
@@ -98,11 +98,11 @@ def check_embeddings(
     return Nulls(num_missing, rows)
 
 
-def check_nulls(counted: dict[str, int], nulls: Nulls, signal: Signal, keys: list[str], faults: FileFaults) -> None:
-    """Compares the nulls with those that the footer counts, by reason; a null too many is named."""
-    absent = NullReason.NO_CAPTION if signal.kind == "text" else NullReason.NO_VIEW
-    known = {str(reason) for reason in (NullReason.NON_FINITE, NullReason.NOT_UNIT, absent)}
-    for name in sorted(set(counted) - known):
+def check_nulls(
+    counted: dict[str, int], nulls: Nulls, reasons: Sequence[NullReason], keys: list[str], faults: FileFaults
+) -> None:
+    """Compares the nulls with those that the footer counts, which are for `reasons`; a null too many is named."""
+    for name in sorted(set(counted) - {str(reason) for reason in reasons}):
         faults.add(f"nulls in its footer has {name!r}, which is no reason of this kind of file")
     if nulls.num_missing != counted.get(NullReason.NO_CAPTION, 0):
         counts = f"its footer counts {counted.get(NullReason.NO_CAPTION, 0)}"

@@ -39,12 +39,20 @@ def _rows(found: Verification) -> dict[str, str]:
     source = "not checked"
     if found.source is not None:
         source = f"{count(found.num_sources, 'shard')}, {format_bytes(found.source_bytes)}, at {found.source}"
+    shards = count(found.num_shards, "shard")
+    if found.num_sentence_files:
+        shards += f" and {count(found.num_sentence_files, 'file')} of sentences"
     rows = {
         "dataset": found.uri,
-        "checked": f"{count(found.num_files, 'file')} of {count(found.num_shards, 'shard')}, "
+        "checked": f"{count(found.num_files, 'file')} of {shards}, "
         f"{format_bytes(found.num_bytes)}, {count(found.num_cells, 'cell')}, in {_seconds(found.elapsed_s)}",
         "source": source,
     }
+    if found.num_sentence_sources:
+        size = format_bytes(found.sentence_source_bytes)
+        rows["sentences"] = f"{count(found.num_sentence_sources, 'file')}, {size}, read again"
+    elif found.num_sentence_files:
+        rows["sentences"] = "source not checked"
     if found.recomputed is not None:
         rows |= _recomputed_rows(found.recomputed)
     if found.num_without_digest:

@@ -60,9 +60,9 @@ def complete_line(figures: Figures) -> str:
 
 def size_line(figures: Figures) -> str:
     size, tilde = format_bytes(figures.total_bytes), "~" * figures.is_estimated
-    if figures.source_bytes:
-        share = f"{tilde}{100 * figures.total_bytes / figures.source_bytes:.3g} %"
-        size += f", {share} of the {tilde}{format_bytes(figures.source_bytes)} of source"
+    if source_bytes := figures.all_source_bytes:
+        share = f"{tilde}{100 * figures.total_bytes / source_bytes:.3g} %"
+        size += f", {share} of the {tilde}{format_bytes(source_bytes)} of source"
     if figures.bytes_per_kept is not None:
         size += f", {tilde}{format_bytes(figures.bytes_per_kept)} a kept sample"
     return size

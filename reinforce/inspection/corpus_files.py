@@ -1,0 +1,124 @@
+"""All files of one file of sentences: fetched, one after the other, and checked against its spine and its source."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from reinforce.inspection.cells import ShardCells
+from reinforce.inspection.documents import Documents
+from reinforce.inspection.faults import Fault, FileFaults, Totals
+from reinforce.inspection.files import Found, read_checked
+from reinforce.inspection.sentence_source import SentenceSource, check_source
+from reinforce.inspection.sentences import Sentences, check_sentence_embeddings, check_sentences
+from reinforce.inspection.shard_files import ShardFindings, local_copy
+from reinforce.shards.corpora import Corpus
+from reinforce.shards.dataset import SIGNAL_FILE, Dataset
+from reinforce.shards.reader import ShardFile
+from reinforce.shards.schema import (
+    CORPUS_FILE,
+    corpus_embeddings_file,
+    corpus_embeddings_folder,
+    corpus_stem,
+    sentences_file,
+    spine_file,
+    split_corpus_stem,
+)
+from reinforce.storage import StorageError
+
+
+def sentence_stems(dataset: Dataset, documents: Documents) -> list[str]:
+    """The stems of all files of sentences of the corpora that have a `corpus.json`."""
+    corpora = (Corpus(dataset, name, document) for name, document in documents.corpora.items())
+    return [stem for corpus in corpora for stem in corpus.stems]
+
+
+def verify_sentences(
+    dataset: Dataset, documents: Documents, sources: Mapping[str, SentenceSource], stem: str, spool: Path
+) -> ShardFindings:
+    """Checks what there is of one file of sentences, and that file if its corpus is among `sources`.
+
+    Raises `StorageError`.
+    """
+    files: list[FileFaults] = []
+    missing: list[Fault] = []
+    corpus, _ = split_corpus_stem(stem)
+
+    def read(path: str, check: Callable[[ShardFile, FileFaults], Found | None]) -> Found | None:
+        if path not in dataset.sizes:
+            failed = documents.failures.get(stem)
+            missing.append(Fault(path, f"is missing{f'; the file failed: {failed}' if failed else ''}"))
+            return None
+        faults = FileFaults(path)
+        files.append(faults)
+        try:
+            with local_copy(dataset.store, path, spool, size=dataset.sizes[path]) as local:
+                return read_checked(dataset.store, local, faults, lambda file: check(file, faults))
+        except FileNotFoundError:
+            faults.add("was listed and is gone")
+            return None
+
+    def read_embeddings(teacher: str, sentences: Sentences) -> None:
+        document = documents.sentence_signals[corpus, teacher]
+        path = corpus_embeddings_file(stem, teacher)
+        read(path, lambda file, faults: check_sentence_embeddings(file, document, sentences, faults))
+
+    document = documents.corpora[corpus]
+    sentences = read(sentences_file(stem), lambda file, faults: check_sentences(file, document, stem, faults))
+    read_sources: list[FileFaults] = []
+    if sentences is not None:
+        for name, teacher in sorted(documents.sentence_signals):
+            if name == corpus:
+                read_embeddings(teacher, sentences)
+        if corpus in sources:
+            read_sources.append(_verify_source(sources[corpus], stem, document, sentences, spool))
+    faults = (*missing, *(fault for file in (*files, *read_sources) for fault in file.found))
+    return ShardFindings(Totals.of(files), Totals.of(read_sources), faults, ShardCells(stem, 0, {}))
+
+
+def _verify_source(
+    source: SentenceSource, stem: str, document: dict[str, object], sentences: Sentences, spool: Path
+) -> FileFaults:
+    faults = FileFaults(source.store.uri_of(split_corpus_stem(stem)[1]))
+    try:
+        check_source(source, stem, document, sentences, faults, spool)
+    except FileNotFoundError:
+        faults.add("the source file is not there")
+    except StorageError:
+        raise
+    except OSError as error:
+        faults.add(f"cannot be read: {error.strerror or error}")
+    return faults
+
+
+def strays_of_corpora(dataset: Dataset, documents: Documents) -> list[Fault]:
+    """Files of corpora that no document and no sentences explain, and shards of images under a name of sentences."""
+    faults = []
+    for path in sorted(path for path in dataset.sizes if path.startswith("corpora/") and path.endswith(".parquet")):
+        match path.split("/", 4):
+            case ["corpora", corpus, "sentences", *_]:
+                if corpus not in documents.corpora:
+                    faults.append(Fault(path, f"no {CORPUS_FILE} says what it is"))
+            case ["corpora", corpus, "embeddings", teacher, name]:
+                stem = corpus_stem(corpus, name.removesuffix(".parquet"))
+                if (corpus, teacher) not in documents.sentence_signals:
+                    faults.append(Fault(path, f"no {SIGNAL_FILE} says what it is"))
+                elif sentences_file(stem) not in dataset.sizes:
+                    faults.append(Fault(path, f"no sentences: {sentences_file(stem)} is not there"))
+    for corpus, teacher in sorted(documents.sentence_signals):
+        if corpus not in documents.corpora:
+            path = f"{corpus_embeddings_folder(corpus, teacher)}/{SIGNAL_FILE}"
+            faults.append(Fault(path, f"corpora/{corpus} has no {CORPUS_FILE}"))
+    if any(path.startswith("corpora/") for path in dataset.sizes):
+        taken = [spine_file(stem) for stem in dataset.stems if stem.startswith("corpora/")]
+        faults += [Fault(path, "a shard of images under the name of a file of sentences") for path in taken]
+    return faults
+
+
+def explained_files(dataset: Dataset, documents: Documents) -> set[str]:
+    """The files of corpora that are looked at, or would be if all shards were."""
+    stems = sentence_stems(dataset, documents)
+    teachers = sorted(documents.sentence_signals)
+    found = {sentences_file(stem) for stem in stems}
+    for stem in stems:
+        corpus, _ = split_corpus_stem(stem)
+        found |= {corpus_embeddings_file(stem, teacher) for name, teacher in teachers if name == corpus}
+    return found
