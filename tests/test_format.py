@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 import reinforce
 from reinforce.shards.banks import bank_key, read_bank
+from reinforce.shards.corpora import corpora_of, open_corpus
 from reinforce.shards.reader import FormatError, ShardFile, to_numpy
 from reinforce.shards.schema import (
     CAPTIONS_SCHEMA,
@@ -36,7 +38,12 @@ LARGE = "embeddings/large/image/scenes.parquet"
 
 
 @pytest.mark.parametrize(
-    ("build", "dataset"), [(make.build, make.DATASET), (make.build_modalities, make.MODALITY_DATASET)]
+    ("build", "dataset"),
+    [
+        (make.build, make.DATASET),
+        (make.build_modalities, make.MODALITY_DATASET),
+        (make.build_sentences, make.SENTENCES_DATASET),
+    ],
 )
 def test_golden_build_is_the_same_bytes(tmp_path: Path, build: Callable[[Path], None], dataset: Path) -> None:
     build(tmp_path / "dataset")
@@ -57,6 +64,9 @@ def test_golden_source_is_what_its_script_writes(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(make, "MODALITY_SOURCE", tmp_path)
     make.write_modality_source()
     assert (tmp_path / "pairs.tar").read_bytes() == (golden / "modalities" / "source" / "pairs.tar").read_bytes()
+    monkeypatch.setattr(make, "SENTENCES_SOURCE", tmp_path / "sentences")
+    make.write_sentences_source()
+    assert files_of(tmp_path / "sentences") == files_of(golden / "sentences" / "source")
 
 
 def test_golden_values() -> None:
@@ -98,6 +108,47 @@ def test_golden_modalities() -> None:
     assert (rows[0]["modalities/depth/width"], rows[0]["modalities/depth/height"]) == (12, 8)
     content = dataset.signals[Signal("modality", "depth")]["content"]
     assert content == {"spine": dataset.document["spine_fingerprint"], "suffix": "depth.png", "range": [500.0, 4000.0]}
+
+
+def test_golden_sentences() -> None:
+    dataset = reinforce.open_dataset(str(make.SENTENCES_DATASET))
+    assert corpora_of(dataset) == ["news", "titles"]
+    corpus = open_corpus(dataset, "news")
+    assert corpus.stems == ["corpora/news/lines", "corpora/news/more/objects"]
+    rows = [row for stem in corpus.stems for row in read(corpus.open_sentences(stem))]
+    assert [(row["key"], row["text"] or row["drop_reason"]) for row in rows] == [
+        ("1", "A dog runs over grass."),
+        ("2", "Ein Bäumchen 木"),
+        ("3", "empty_sentence"),
+        ("4", "empty_sentence"),
+        ("5", "not_utf8"),
+        ("6", "duplicate_sentence"),
+        ("7", "too_long_sentence"),
+        ("8", "a dog runs over grass."),
+        ("9", "no line feed at its end"),
+        ("1", "two\nlines"),
+        ("2", "not_a_sentence"),
+        ("3", "not_a_sentence"),
+        ("4", "not_a_sentence"),
+        ("5", "not_a_sentence"),
+        ("6", "empty_sentence"),
+        ("7", "not_utf8"),
+        ("8", "Straße"),
+    ]
+    titles = open_corpus(dataset, "titles")
+    with titles.open_sentences("corpora/titles/rows") as file:
+        assert file.footer["counts"] == {"truncated_sentences": 1}
+        assert file.read().column("text").to_pylist()[2:4] == ["twelve chars", None]
+    stored = read(titles.open_embeddings("corpora/titles/rows", "exact"))
+    assert [row["key"] for row in stored] == ["1", "3", "6"]
+    texts = FakeTeacher("", dim=6).embed_texts(["short", "twelve chars", "木" * 13])[0]
+    np.testing.assert_array_equal(np.array([row["embedding"] for row in stored], np.float16), texts.astype(np.float16))
+
+
+def read(opened: ShardFile) -> list[dict[str, Any]]:
+    with opened as file:
+        rows: list[dict[str, Any]] = file.read().to_pylist()
+    return rows
 
 
 def test_golden_bank() -> None:

@@ -1,5 +1,6 @@
 """All files of one file of sentences: fetched, one after the other, and checked against its spine and its source."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from reinforce.shards.schema import (
     split_corpus_stem,
 )
 from reinforce.storage import StorageError
+
+_FILE = re.compile(r"corpora/[^/]+/(sentences|embeddings/[^/]+)/.+\.parquet")
 
 
 def sentence_stems(dataset: Dataset, documents: Documents) -> list[str]:
@@ -89,36 +92,26 @@ def _verify_source(
     return faults
 
 
-def strays_of_corpora(dataset: Dataset, documents: Documents) -> list[Fault]:
+def strays_of_corpora(dataset: Dataset) -> list[Fault]:
     """Files of corpora that no document and no sentences explain, and shards of images under a name of sentences."""
     faults = []
-    for path in sorted(path for path in dataset.sizes if path.startswith("corpora/") and path.endswith(".parquet")):
-        match path.split("/", 4):
-            case ["corpora", corpus, "sentences", *_]:
-                if corpus not in documents.corpora:
-                    faults.append(Fault(path, f"no {CORPUS_FILE} says what it is"))
-            case ["corpora", corpus, "embeddings", teacher, name]:
-                stem = corpus_stem(corpus, name.removesuffix(".parquet"))
-                if (corpus, teacher) not in documents.sentence_signals:
-                    faults.append(Fault(path, f"no {SIGNAL_FILE} says what it is"))
-                elif sentences_file(stem) not in dataset.sizes:
-                    faults.append(Fault(path, f"no sentences: {sentences_file(stem)} is not there"))
-    for corpus, teacher in sorted(documents.sentence_signals):
-        if corpus not in documents.corpora:
-            path = f"{corpus_embeddings_folder(corpus, teacher)}/{SIGNAL_FILE}"
-            faults.append(Fault(path, f"corpora/{corpus} has no {CORPUS_FILE}"))
+    for path in sorted(files_of_corpora(dataset)):
+        _, corpus, kind, rest = path.split("/", 3)
+        if f"corpora/{corpus}/{CORPUS_FILE}" not in dataset.sizes:
+            faults.append(Fault(path, f"no {CORPUS_FILE} says what it is"))
+        elif kind == "embeddings":
+            teacher, name = rest.split("/", 1)
+            spine = sentences_file(corpus_stem(corpus, name.removesuffix(".parquet")))
+            if f"{corpus_embeddings_folder(corpus, teacher)}/{SIGNAL_FILE}" not in dataset.sizes:
+                faults.append(Fault(path, f"no {SIGNAL_FILE} says what it is"))
+            elif spine not in dataset.sizes:
+                faults.append(Fault(path, f"no sentences: {spine} is not there"))
     if any(path.startswith("corpora/") for path in dataset.sizes):
         taken = [spine_file(stem) for stem in dataset.stems if stem.startswith("corpora/")]
         faults += [Fault(path, "a shard of images under the name of a file of sentences") for path in taken]
     return faults
 
 
-def explained_files(dataset: Dataset, documents: Documents) -> set[str]:
-    """The files of corpora that are looked at, or would be if all shards were."""
-    stems = sentence_stems(dataset, documents)
-    teachers = sorted(documents.sentence_signals)
-    found = {sentences_file(stem) for stem in stems}
-    for stem in stems:
-        corpus, _ = split_corpus_stem(stem)
-        found |= {corpus_embeddings_file(stem, teacher) for name, teacher in teachers if name == corpus}
-    return found
+def files_of_corpora(dataset: Dataset) -> set[str]:
+    """The Parquet files of corpora, at places that the format knows."""
+    return {path for path in dataset.sizes if _FILE.fullmatch(path)}

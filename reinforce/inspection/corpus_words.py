@@ -20,7 +20,7 @@ def losses_line(corpus: CorpusFigures, *, with_examples: bool = True) -> str:
     tilde = "~" * corpus.is_estimated
     losses = []
     for drop in corpus.drops:
-        names = ", ".join(printable(f"{example.stem}/{example.key}", 40) for example in drop.examples)
+        names = ", ".join(printable(_short(example.stem, example.key), 40) for example in drop.examples)
         losses.append(f"{tilde}{drop.count:,} {drop.reason}" + (f" ({names})" if names and with_examples else ""))
     losses = [f"dropped {', '.join(losses)}"] if losses else []
     losses += [f"{tilde}{corpus.num_cut:,} cut by the recipe"] if corpus.num_cut else []
@@ -32,7 +32,7 @@ def teacher_words(corpus: CorpusFigures, teacher: SentenceTeacherFigures) -> str
     tilde = "~" * corpus.is_estimated
     words = [f"{count(teacher.num_files, 'file')}, {format_bytes(teacher.num_bytes)}"]
     if teacher.missing.count:
-        names = ", ".join(printable(stem, 40) for stem in teacher.missing.examples)
+        names = ", ".join(printable(_short(stem), 40) for stem in teacher.missing.examples)
         words.append(f"lacks {count(teacher.missing.count, 'file')} ({names})")
     words += [f"{tilde}{number:,} {reason}" for reason, number in teacher.nulls.items()]
     if teacher.num_truncated_texts:
@@ -48,3 +48,8 @@ def corpus_lines(corpus: CorpusFigures) -> Iterator[str]:
     yield from [losses] if losses else []
     for teacher in corpus.teachers:
         yield f"by {teacher.name}: {teacher_words(corpus, teacher)}"
+
+
+def _short(*parts: str) -> str:
+    """A file of sentences, or a record of one, below its corpus, whose name is known."""
+    return "/".join(parts).split("/", 2)[-1]

@@ -138,8 +138,9 @@ def check_sentence_embeddings(
     footer = check_footer(file, expected, ["key", SENTENCE_COLUMN])
     check_fields(footer, _EMBEDDINGS_FIELDS, faults)
     check_layout(file, embeddings_schema([SENTENCE_COLUMN], document["model"]["dim"]), faults)
-    if not 0 <= footer["num_truncated_texts"] <= len(kept_keys):
-        faults.add(f"num_truncated_texts is {footer['num_truncated_texts']}, of {len(kept_keys)} sentences")
+    num_cut = footer.get("num_truncated_texts", 0)
+    if not 0 <= num_cut <= len(kept_keys):
+        faults.add(f"num_truncated_texts is {num_cut}, of {len(kept_keys)} sentences")
     if check_keys(file, kept_keys, faults) is None:
         return
     nulls = check_embeddings(file, document, kept_keys, None, faults)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from reinforce.inspection.bank_files import undocumented_banks, verify_banks
 from reinforce.inspection.cells import Recomputation
-from reinforce.inspection.corpus_files import explained_files, sentence_stems, strays_of_corpora, verify_sentences
+from reinforce.inspection.corpus_files import files_of_corpora, sentence_stems, strays_of_corpora, verify_sentences
 from reinforce.inspection.documents import Documents, read_documents
 from reinforce.inspection.faults import Fault, FileFaults, Recomputed, Totals, Verification
 from reinforce.inspection.sentence_source import SentenceSource, find_sources
@@ -119,11 +119,11 @@ def _strays(dataset: Dataset, documents: Documents) -> tuple[list[Fault], int]:
     signals = [Signal.parse(folder) for folder in sorted(with_document) if Signal.is_folder(folder)]
     files = {signal: frozenset(dataset.stems_of(signal)) for signal in signals}
     faults = _unexplained(dataset, files) + undocumented_banks(dataset, documents)
-    faults += strays_of_corpora(dataset, documents)
+    faults += strays_of_corpora(dataset)
     known = {CARD_FILE} | {faults.path for faults in documents.checked} | {fault.path for fault in faults}
     known |= {spine_file(stem) for stem in dataset.stems} | {views_file(stem) for stem in dataset.stems}
     known |= {signal.file(stem) for signal, stems in files.items() for stem in stems}
-    known |= explained_files(dataset, documents)
+    known |= files_of_corpora(dataset)
     unknown = sorted(set(dataset.sizes) - known)
     ours = [path for path in unknown if path.startswith(tuple(f"{folder}/" for folder in _OURS))]
     return faults + [Fault(path, "no file of this format") for path in ours], len(unknown) - len(ours)

@@ -1,17 +1,26 @@
-"""Makes the golden datasets. One of 8 source samples, two fake teachers, a fake captioner, a bank; one of modalities.
+"""Makes the golden datasets: 8 source samples, two fake teachers, a fake captioner, a bank; modalities; corpora.
 
     python -m tests.golden.make
 
 Run once a format version. What it writes is committed; `tests/test_format.py` builds it again and compares every byte.
 """
 
+import gzip
+import io
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
+from rich.console import Console
 
 from reinforce.captioners import FakeCaptioner
+from reinforce.runners import run_plan
+from reinforce.runners.asked import find_sentences
+from reinforce.storage import open_store
 from reinforce.teachers import FakeTeacher
 from tests.fakes import fake_plan, run
 from tests.tars import encode, image_bytes, write_tar
@@ -21,6 +30,8 @@ SOURCE = FOLDER / "source"
 DATASET = FOLDER / "dataset"
 MODALITY_SOURCE = FOLDER / "modalities" / "source"
 MODALITY_DATASET = FOLDER / "modalities" / "dataset"
+SENTENCES_SOURCE = FOLDER / "sentences" / "source"
+SENTENCES_DATASET = FOLDER / "sentences" / "dataset"
 LABELS = ["plain picture", "Bäumchen 木", "Plain  Picture", "wide one"]
 """The third is the first again."""
 
@@ -98,8 +109,72 @@ def build_modalities(output: Path) -> None:
     shutil.rmtree(output / "runs")
 
 
+def write_sentences_source() -> None:
+    """Lines with a byte order mark and both line ends, objects compressed, rows; each with a record of every reason."""
+    lines = [
+        b"\xef\xbb\xbfA dog runs over grass.",
+        "  Ein Bäumchen 木\t\r".encode(),
+        b"",
+        b" \t ",
+        b"caf\xe9",
+        b"A dog runs over grass.\r",
+        b"a sentence of more than forty characters is too long",
+        b"a dog runs over grass.",
+        b"no line feed at its end",
+    ]
+    (SENTENCES_SOURCE / "news" / "more").mkdir(parents=True, exist_ok=True)
+    (SENTENCES_SOURCE / "titles").mkdir(parents=True, exist_ok=True)
+    (SENTENCES_SOURCE / "news" / "lines.txt").write_bytes(b"\n".join(lines))
+    objects = [
+        b'{"text": " two\\nlines ", "id": 1}',
+        b'{"title": "no text"}',
+        b'{"text": 7}',
+        b'["text"]',
+        b"{broken",
+        b"",
+        b'{"text": "half a pair \\ud800"}',
+        json.dumps({"text": "Straße"}, ensure_ascii=False).encode(),
+    ]
+    # Stored, not deflated: the same bytes by any zlib.
+    packed = gzip.compress(b"".join(line + b"\n" for line in objects), 0, mtime=0)
+    (SENTENCES_SOURCE / "news" / "more" / "objects.jsonl.gz").write_bytes(packed)
+    titles = ["short", None, "twelve chars and more", "twelve chars and less", "  ", "木木木木木木木木木木木木木"]
+    pq.write_table(pa.table({"id": range(6), "title": titles}), SENTENCES_SOURCE / "titles" / "rows.parquet")
+
+
+def build_sentences(output: Path) -> None:
+    """The golden build of corpora, from the committed source. It has no images."""
+    corpora = {
+        "news": {"files": str(SENTENCES_SOURCE / "news"), "max_characters": 40},
+        "titles": {
+            "files": str(SENTENCES_SOURCE / "titles"),
+            "column": "title",
+            "max_characters": 13,
+            "too_long": "truncate",
+        },
+    }
+    plan = fake_plan(
+        {"views": {"count": 0}, "source": {"captions": [], "max_captions": 0}, "corpora": corpora},
+        teachers=[FakeTeacher("exact", dim=6, mantissa_bits=10), FakeTeacher("small", dim=4)],
+        captioners=[],
+    )
+    store = open_store(str(output), create=True)
+    roots, refs = find_sentences(plan.config, store)
+    run_plan(
+        plan,
+        refs,
+        store,
+        source_root="file:///golden/sentences/source",
+        corpus_roots={name: f"file:///golden/sentences/source/{name}" for name in roots},
+        console=Console(file=io.StringIO()),
+    )
+    shutil.rmtree(output / "runs")
+
+
 if __name__ == "__main__":
     write_source()
     build(DATASET)
     write_modality_source()
     build_modalities(MODALITY_DATASET)
+    write_sentences_source()
+    build_sentences(SENTENCES_DATASET)
