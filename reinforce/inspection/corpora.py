@@ -107,9 +107,7 @@ class _Reading:
             teachers=tuple(self._teacher(name, totals) for name in self._teachers),
             num_sampled=len(texts),
             words=Distribution.of(np.array([len(text.split()) for *_, text in texts], np.float64)),
-            examples=tuple(
-                SentenceExample(stem, key, text[:_MOST_CHARACTERS]) for stem, key, text in evenly(texts, _MOST_EXAMPLES)
-            ),
+            examples=tuple(SentenceExample(stem, key, _cut(text)) for stem, key, text in evenly(texts, _MOST_EXAMPLES)),
         )
 
     def _teacher(self, teacher: str, totals: _Totals) -> SentenceTeacherFigures:
@@ -229,3 +227,7 @@ def _reading(content: dict[str, Any]) -> str:
     """How sentences were read, by `corpus.json`."""
     then = "cut" if content.get("too_long") == "truncate" else "dropped"
     return f"field {content.get('column')}, longer than {content.get('max_characters')} characters {then}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1]}…"

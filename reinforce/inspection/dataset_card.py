@@ -11,11 +11,13 @@ from typing import Any
 import yaml
 
 from reinforce.config import BuildConfig
+from reinforce.inspection.corpus_words import corpus_line, losses_line, teacher_words
 from reinforce.inspection.figures import Figures
 from reinforce.inspection.stats import inspect_dataset
 from reinforce.inspection.words import bank_line, count, format_bytes, label, printable
+from reinforce.shards.corpora import corpora_of
 from reinforce.shards.dataset import Dataset, open_dataset
-from reinforce.shards.schema import CARD_FILE, FORMAT_VERSION, bank_file
+from reinforce.shards.schema import CARD_FILE, FORMAT_VERSION, bank_file, corpus_embeddings_folder
 from reinforce.storage import Store
 
 _BEGIN, _END = "<!-- figures: renewed by each build -->", "<!-- end of figures -->"
@@ -67,16 +69,20 @@ def _fields_removed(header: str, names: Collection[str]) -> str:
     return "".join(kept)
 
 
-def _unlicensed(card: str, models: Sequence[str]) -> str:
-    """The models that nothing outside the marks names: they joined after the table of licences was written."""
+def _unlicensed(card: str, names: Sequence[str]) -> str:
+    """The models and corpora that nothing outside the marks names: they joined after the licences were written."""
     written = re.sub(f"{re.escape(_BEGIN)}.*{re.escape(_END)}", "", card, flags=re.DOTALL)
-    return ", ".join(f"`{name}`" for name in models if f"`{name}`" not in written)
+    return ", ".join(f"`{name}`" for name in names if f"`{name}`" not in written)
 
 
 def _header(figures: Figures) -> dict[str, Any]:
     """What a hub's viewer needs: every folder of Parquet files is a configuration, and every teacher's bank."""
-    size = next((name for most, name in (*_SIZES, *_LARGER_SIZES) if figures.num_kept < most), "n>1B")
-    folders = ["samples", *(signal.folder for signal in figures.signals)]
+    kept = max(figures.num_kept, sum(corpus.num_kept for corpus in figures.corpora))
+    size = next((name for most, name in (*_SIZES, *_LARGER_SIZES) if kept < most), "n>1B")
+    folders = ["samples", *(signal.folder for signal in figures.signals)] if figures.num_shards else []
+    for corpus in figures.corpora:
+        folders.append(f"corpora/{corpus.name}/sentences")
+        folders += [corpus_embeddings_folder(corpus.name, teacher.name) for teacher in corpus.teachers]
     files = [bank_file(bank.name, teacher) for bank in figures.banks for teacher in bank.teachers]
     configs = [{"config_name": folder.replace("/", "-"), "data_files": f"{folder}/**/*.parquet"} for folder in folders]
     configs += [{"config_name": path.removesuffix(".parquet").replace("/", "-"), "data_files": path} for path in files]
@@ -86,6 +92,7 @@ def _header(figures: Figures) -> dict[str, Any]:
 def _new_card(dataset: Dataset) -> str:
     models = {signal.model: document["model"] for signal, document in dataset.signals.items() if document["model"]}
     licences = [("images and original captions", _FILL_IN, _FILL_IN)]
+    licences += [(f"sentences of `{name}`", _FILL_IN, _FILL_IN) for name in corpora_of(dataset)]
     licences += [(f"what `{name}` says", _name_of(model), _FILL_IN) for name, model in sorted(models.items())]
     header = {
         "license": "other",
@@ -134,15 +141,19 @@ def _figures_section(dataset: Dataset, figures: Figures, config: BuildConfig, ca
         f"- {format_bytes(figures.total_bytes)} beside {format_bytes(figures.all_source_bytes)} of source",
         f"- seed {dataset.document['spine']['seed']}, views: {_views(dataset.document['view_policy'])}",
     ]
+    for corpus in figures.corpora:
+        lines += [
+            f"- sentences without images: {words}" for words in (corpus_line(corpus), losses_line(corpus)) if words
+        ]
+        lines += [f"  - by `{teacher.name}`: {teacher_words(corpus, teacher)}" for teacher in corpus.teachers]
     lines += [f"- bank of labels `{printable(bank.name)}`: {bank_line(bank)}" for bank in figures.banks]
     unfinished = [
         f"{label(s.folder)} lacks {count(s.missing.count, 'shard')}" for s in figures.signals if s.missing.count
     ]
     lines += [f"- not finished: {', '.join(unfinished)}"] if unfinished else []
     lines += [f"- failed shards: {len(figures.failures):,}"] if figures.failures else []
-    unlicensed = _unlicensed(
-        card, sorted({signal.model for signal, document in dataset.signals.items() if document["model"]})
-    )
+    models = {signal.model for signal, document in dataset.signals.items() if document["model"]}
+    unlicensed = _unlicensed(card, sorted(models) + [corpus.name for corpus in figures.corpora])
     lines += [f"- the table of licences has no line for {unlicensed}"] if unlicensed else []
     return "\n".join(
         [*lines, "", *_signals(dataset, figures), *_captions(figures), *_cosines(figures), *_recipe(config)]
@@ -216,6 +227,10 @@ def _recipe(config: BuildConfig) -> list[str]:
             for field in ("model", "checkpoint", "path"):
                 if model.get(field):
                     model[field] = _without_folder(model[field])
+    for corpus in recipe.get("corpora", {}).values():
+        corpus.pop("root", None)
+        files = corpus["files"] if isinstance(corpus["files"], list) else [corpus["files"]]
+        corpus["files"] = ["@" * uri.startswith("@") + _without_folder(uri.removeprefix("@")) for uri in files]
     for bank in recipe.get("banks", {}).values():
         for field in ("labels", "templates"):
             if isinstance(bank.get(field), str):

@@ -56,7 +56,7 @@ def _losses_of_corpus(corpus: CorpusFigures) -> Iterator[str]:
         words = f"{lost:,} of {count(corpus.num_sentences, 'sentence')} dropped"
         yield f"Corpus {corpus.name}: {words}, most of them {most.reason}"
     if corpus.num_cut > _LARGE_SHARE * corpus.num_sentences:
-        yield f"Corpus {corpus.name}: {corpus.num_cut:,} sentences cut: they were too long for the recipe"
+        yield f"Corpus {corpus.name}: {count(corpus.num_cut, 'sentence')} cut, too long for the recipe"
     for teacher in corpus.teachers:
         if number := teacher.nulls.get(NullReason.NON_FINITE, 0):
             yield f"Corpus {corpus.name} by {teacher.name}: {count(number, 'value')} not finite, stored as null"
