@@ -39,6 +39,7 @@ PAGES = sorted([*DOCS.rglob("*.md"), REPOSITORY / "README.md"])
 NOT_RUN = "<!-- not run -->"
 GOLDEN = REPOSITORY / "tests" / "golden" / "dataset"
 MODALITIES = GOLDEN.parent / "modalities" / "dataset"
+SENTENCES = GOLDEN.parent / "sentences" / "dataset"
 SECTIONS: dict[str, type[BaseModel]] = {
     "`build`": config.BuildConfig,
     "`build.source`": config.SourceConfig,
@@ -247,14 +248,17 @@ def test_the_format_describes_footers_and_documents() -> None:
     text = (DOCS / "format.md").read_text()
     rows = set(re.findall(r"`([\w.]+)`", " ".join(re.findall(r"^\| ([^|]*) \|", text, re.MULTILINE))))
     used: set[str] = set()
-    for path in (*GOLDEN.rglob("*.parquet"), *MODALITIES.rglob("*.parquet")):
+    for path in (file for folder in (GOLDEN, MODALITIES, SENTENCES) for file in folder.rglob("*.parquet")):
         footer = json.loads(pq.ParquetFile(path).metadata.metadata[FOOTER_KEY])
         used |= footer.keys()
     dataset = json.loads((GOLDEN / "dataset.json").read_text())
     used |= dataset.keys() | (dataset["spine"].keys() - {"source"})
     used |= {f"source.{name}" for name in dataset["spine"]["source"]}
+    for path in SENTENCES.rglob("corpus.json"):
+        corpus = json.loads(path.read_text())
+        used |= (corpus.keys() - {"content"}) | {f"content.{name}" for name in corpus["content"]}
     mentioned = set(re.findall(r"`(\w+)`", text))
-    for path in (*GOLDEN.rglob("signal.json"), *MODALITIES.rglob("signal.json")):
+    for path in (file for folder in (GOLDEN, MODALITIES, SENTENCES) for file in folder.rglob("signal.json")):
         signal = json.loads(path.read_text())
         used |= signal.keys()
         assert signal["content"].keys() | (signal["model"] or {}).keys() <= mentioned
