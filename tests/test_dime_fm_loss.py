@@ -57,7 +57,7 @@ def plain(config: LossConfig, batch: Batch, image: Tensor, dims: dict[str, int] 
         target, logits = (config.similarity_scale * matrix / temperature for matrix in (target, logits))
         return F.kl_div(logits.log_softmax(1), target.softmax(1), reduction="batchmean")
 
-    heads = dict(zip(dims, image.double().split(list(dims.values()), dim=1), strict=True))
+    heads = dict(zip(dims, torch.split(image.double(), list(dims.values()), dim=1), strict=True))
     terms = dict.fromkeys(("vl", "pvl", "udist", "cosine"), torch.zeros((), dtype=torch.float64))
     for name, head in heads.items():
         s, u, v = (F.normalize(rows.double()) for rows in (head, batch.teacher_images[name], batch.sentences[name]))

@@ -1,5 +1,6 @@
 """The probe is at its optimum, knows nothing of the test labels, and counts what it could not use."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ def gradient(found: Probe, features: Tensor, labels: Any) -> float:
     loss = cross_entropy(features.double() @ weights.T + intercepts, torch.from_numpy(labels))
     loss = loss + found.l2 / 2 * weights.square().sum()
     derivatives = torch.autograd.grad(loss, (weights, intercepts))
-    return float(sum(part.square().sum() for part in derivatives).sqrt())
+    return math.sqrt(sum(float(part.square().sum()) for part in derivatives))
 
 
 def test_the_optimum_is_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,9 @@ class Part:
         """Every arm with every seed, at its own learning rate; the students by arm and seed."""
         with ThreadPoolExecutor(self.jobs) as pool:
             first = [(name, rate) for name in self.arms for rate in LEARNING_RATES]
-            scores = dict(zip(first, pool.map(lambda each: self._train(*each, seeds[0])[1], first), strict=True))
+            scores = dict(
+                zip(first, pool.map(lambda each: self._train(each[0], each[1], seeds[0])[1], first), strict=True)
+            )
         best = {name: max(LEARNING_RATES, key=lambda rate: scores[name, rate]) for name in self.arms}
         print("| student, seed 0 | validation top-1 by learning rate, % |\n|---|---|")
         for name in self.arms:
@@ -121,7 +123,7 @@ class Part:
     def measure(self, teacher: str, seeds: list[int], figures_of: Callable[[str, str], Figures]) -> Table:
         """The figures of test data, of the teacher and of the students by arm and seed."""
         students = self.train(seeds)
-        tasks = {"teacher": partial(figures_of, "teacher", teacher)}
+        tasks: dict[str, Callable[[], Figures]] = {"teacher": partial(figures_of, "teacher", teacher)}
         for (name, seed), student in students.items():
             tasks[f"{name}-{seed}"] = partial(figures_of, name, str(student))
         found = measure_all(self.folder, tasks, self.jobs)

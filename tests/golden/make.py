@@ -159,13 +159,13 @@ def build_sentences(output: Path) -> None:
         captioners=[],
     )
     store = open_store(str(output), create=True)
-    roots, refs = find_sentences(plan.config, store)
+    found = find_sentences(plan.config, store)
     run_plan(
         plan,
-        refs,
+        found.refs,
         store,
         source_root="file:///golden/sentences/source",
-        corpus_roots={name: f"file:///golden/sentences/source/{name}" for name in roots},
+        corpus_roots={name: f"file:///golden/sentences/source/{name}" for name in found.roots},
         console=Console(file=io.StringIO()),
     )
     shutil.rmtree(output / "runs")
