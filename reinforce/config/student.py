@@ -64,7 +64,7 @@ class StudentModelConfig(Strict):
     image_size: int | None = Field(None, ge=16)
     """Side of the student's images in pixels; default: the architecture's, or the backbone's own."""
     text: TextTowerConfig | None = TextTowerConfig()
-    """The text transformer of a backbone. null: an image tower alone, an architecture's too, in its teacher's space."""
+    """The text transformer of a backbone. null: an image tower alone, of either, in its teacher's space."""
     tokenizer: str | None = None
     """A transformers tokenizer: a folder or a hub id; default: the architecture's, or CLIP's byte-pair encoding."""
     checkpoint: str | None = None

@@ -5,13 +5,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool
+
 from reinforce.config import ConfigError, DataConfig, SentencesConfig
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.corpora import Corpus, corpora_of, open_corpus
 from reinforce.shards.dataset import Dataset
 from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import (
-    Signal,
     corpus_embeddings_file,
     corpus_embeddings_folder,
     sentences_file,
@@ -38,7 +42,7 @@ class SentencePlan:
     """Name -> dim."""
     fingerprints: dict[str, str]
     """Corpus or folder of embeddings -> the fingerprint that each of its files must have."""
-    weights: dict[str, str]
+    weights: dict[str, str | None]
     """Teacher -> the sha256 of the weights that every embedding must be of."""
     data: DataConfig
     selection: Selection | None = None
@@ -57,6 +61,13 @@ class SentencePlan:
         selected = [self.selection.sha256] if self.selection else []
         return hashlib.sha256("\n".join([*self.stems, *selected]).encode()).hexdigest()
 
+    def is_selected(self, stem: str, kept: pa.StringArray) -> Bool[np.ndarray, " sentences"]:
+        """Which of a file's kept sentences the run is to use."""
+        if self.selection is None:
+            return np.ones(len(kept), bool)
+        chosen = pa.array(sorted(self.selection.keys(stem)), pa.string())
+        return np.asarray(pc.is_in(kept, value_set=chosen).to_numpy(zero_copy_only=False), bool)
+
     def count(self) -> int:
         """The sentences that are kept and selected. Reads the footer, or the keys, of every file."""
         store = open_store(self.dataset_uri)
@@ -65,9 +76,8 @@ class SentencePlan:
             with ShardFile(store, sentences_file(stem)) as file:
                 if self.selection is None:
                     return int(file.footer["num_kept"])
-                rows = file.read(["key", "drop_reason"]).to_pylist()
-                keys = self.selection.keys(stem)
-                return sum(row["drop_reason"] is None and row["key"] in keys for row in rows)
+                kept = kept_keys(file)
+                return int(np.count_nonzero(self.is_selected(stem, kept)))
 
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
             return sum(pool.map(of, self.stems))
@@ -77,6 +87,12 @@ class SentencePlan:
         skipped = f"; {self.num_skipped_files:,} unfinished files are left out" if self.num_skipped_files else ""
         a_step = f"{self.config.batch_size:,} a step"
         return f"sentences: {self.count():,} of {', '.join(self.corpora)}, without images, {a_step}{skipped}"
+
+
+def kept_keys(file: ShardFile) -> pa.StringArray:
+    """The keys of the sentences that a file of them keeps, in their order."""
+    spine = file.read(["key", "drop_reason"])
+    return spine.filter(pc.is_null(spine.column("drop_reason"))).column("key").combine_chunks()
 
 
 def plan_sentences(
@@ -121,7 +137,7 @@ def plan_sentences(
         num_skipped_files=len(stems) - len(complete),
         teachers={name: int(document["model"]["dim"]) for name, document in teachers.items()},
         fingerprints=fingerprints,
-        weights={name: str(document["content"]["weights_sha256"]) for name, document in teachers.items()},
+        weights={name: document["content"].get("weights_sha256") for name, document in teachers.items()},
         data=data,
         selection=selection,
     )
@@ -146,10 +162,10 @@ def _check_teachers(corpus: Corpus, teachers: dict[str, dict[str, Any]]) -> None
         of_sentences = corpus.teachers.get(name)
         if of_sentences is None:
             raise ConfigError(
-                f"student.data.sentences: teacher {name} has not embedded corpus {corpus.name} "
-                f"({Signal('image', name).folder} it has); build it with that teacher, or name others in data.teachers"
+                f"student.data.sentences: teacher {name} has not embedded corpus {corpus.name}; build it with that "
+                "teacher, or name others in data.sentences.corpora or data.teachers"
             )
-        if of_sentences["content"]["weights_sha256"] != document["content"]["weights_sha256"]:
+        if of_sentences["content"].get("weights_sha256") != document["content"].get("weights_sha256"):
             raise ConfigError(
                 f"student.data.sentences: corpus {corpus.name} is of other weights of {name} than its embeddings of "
                 "the images; build it again under another name"

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from jaxtyping import Float16, Int64
 from torch import Tensor
@@ -34,7 +33,7 @@ from reinforce.storage import StorageError, Store, open_store
 from reinforce.student.batch import Batch, Position
 from reinforce.student.choices import Visit, permutation, visits
 from reinforce.student.groups import ReadError
-from reinforce.student.sentence_plan import SentencePlan
+from reinforce.student.sentence_plan import SentencePlan, kept_keys
 from reinforce.student.shard import HOW_TO_SKIP
 
 Rows = Float16[np.ndarray, "sentences dim"]
@@ -191,13 +190,9 @@ def read_file(store: Store, plan: SentencePlan, stem: str) -> _File:
     with ShardFile(store, sentences_file(stem)) as file:
         _check_footer(file, {"stem": stem, "fingerprint": plan.fingerprints[corpus]})
         source_sha256 = file.footer.get("source_sha256")
-        spine = file.read(["key", "drop_reason"])
-    kept = spine.filter(pc.is_null(spine.column("drop_reason"))).column("key").combine_chunks()
-    is_usable, counts = np.ones(len(kept), bool), Counter[str]()
-    if plan.selection is not None:
-        chosen = pa.array(sorted(plan.selection.keys(stem)), pa.string())
-        is_usable = pc.is_in(kept, value_set=chosen).to_numpy(zero_copy_only=False)
-        counts["not_selected_sentence"] = int(np.count_nonzero(~is_usable))
+        kept = kept_keys(file)
+    is_usable, counts = plan.is_selected(stem, kept), Counter[str]()
+    counts["not_selected_sentence"] = int(np.count_nonzero(~is_usable))
     embeddings = {name: _read_embeddings(store, plan, stem, name, source_sha256, kept) for name in plan.teachers}
     is_null = np.zeros(len(kept), bool)
     for rows in embeddings.values():

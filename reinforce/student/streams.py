@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from reinforce.config import StudentConfig
@@ -74,7 +75,7 @@ class Streams:
         processes = self._processes
         started = any(position != Position(position.worker) for position in self._positions)
         dataset = ReinforcedDataset(
-            self._plan,
+            replace(self._plan, sentences=None),  # no worker reads them, and a selection of them may be large
             self._student.tokenizer or StudentTokenizer(context_length=8),
             batch_size=self._local_batch_size,
             image_size=self._student.image_size,
