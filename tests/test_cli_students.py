@@ -66,6 +66,12 @@ def test_train_evaluate_select_and_export(workspace: Path, tmp_path: Path) -> No
     assert "boat" in table.stdout
     retrieval = reinforce_command(workspace, "evaluate", "run/student", "--dataset", "labelled", "--task", "retrieval")
     assert "R@1" in retrieval.stdout, retrieval.stderr
+    probe = ["evaluate", "run/student", "--dataset", "labelled", "--task", "linear", "--train", "more", "--per-class"]
+    write_scenes(workspace / "more", num_images=48, images_per_shard=48, seed=1)
+    linear = reinforce_command(workspace, *probe)
+    assert "classes, a probe of " in linear.stdout, linear.stderr
+    assert "sailboat" not in linear.stdout
+    assert "boat" in linear.stdout
     exported = reinforce_command(workspace, "export", "run/student", "--output", str(tmp_path / "s.onnx"))
     assert "cosine to PyTorch: 1.0000" in exported.stdout, exported.stderr
     assert "8 noise images" in exported.stdout
@@ -132,6 +138,7 @@ def test_what_a_user_can_get_wrong(workspace: Path, tmp_path: Path, arguments: l
             ["evaluate", "run/student", "--dataset", "labelled", "--task", "knn"],
             "must be zeroshot, retrieval or linear",
         ),
+        (["evaluate", "run/student", "--dataset", "labelled", "--task", "linear"], "linear: pass --train SHARDS"),
         (
             ["evaluate", "nowhere", "--dataset", "labelled", "--task", "retrieval", "--per-class"],
             "--per-class: goes with --task zeroshot or linear; retrieval has no classes",
