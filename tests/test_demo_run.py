@@ -192,7 +192,7 @@ def test_scenes_and_sentences_about_others_are_written_once_and_a_student_learns
         losses.append([row["loss"] for row in read_metrics(run) if row["kind"] == "train"])
         assert (run / "student" / "student.json").is_file()
     assert losses[0][0] != losses[1][0]
-    evaluation = ["evaluate", str(run / "student"), "--dataset", str(tmp_path / "unpaired" / "test")]
-    result = CliRunner().invoke(app, [*evaluation, "--bank", str(reinforced / "banks" / "scenes"), "--json"])
+    arguments = ["evaluate", str(run / "student"), "--dataset", str(tmp_path / "unpaired" / "test")]
+    result = CliRunner().invoke(app, [*arguments, "--bank", str(reinforced / "banks" / "scenes"), "--json"])
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)[0]["num_samples"] == 8

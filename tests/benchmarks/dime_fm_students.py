@@ -1,6 +1,6 @@
 """What students learn from images without captions and sentences without images, and what stored views give them.
 
-    python -m tests.benchmarks.dime_fm_students [--folder DIR] [--seeds N] [--jobs N] [--only demo|cifar10]
+    python -m tests.benchmarks.dime_fm_students [--folder DIR] [--seeds N] [--jobs N] [--steps N] [--only demo|cifar10]
 
 Demo scenes: plain CLIP on the same images with their captions (as the web has them, and right ones), DIME-FM without
 any pairing; then what it learns if the clean view's embedding is the target of every crop, as in the published
@@ -83,6 +83,8 @@ class Part:
     arms: dict[str, Arm]
     validation: Path
     jobs: int
+    steps: int | None
+    """None: the recipe's."""
     shards: str | None = None
     """Only these of the datasets' shards are trained on."""
 
@@ -116,6 +118,7 @@ class Part:
         evaluation = arm.evaluation | {"shards": [str(self.validation)], "every_steps": 1_000_000}
         study = Study(self.folder, arm.recipe or self.recipe, evaluation)
         settings = arm.settings | {"optimizer.learning_rate": rate}
+        settings |= {"steps": self.steps, "epochs": None} if self.steps else {}
         job = Job(f"{name}-{rate:g}", self.folder / arm.dataset, settings, shards=self.shards)
         study.train([job], [seed])
         return study.output(job, seed) / "student", study.final(job, [seed])[0]
@@ -138,10 +141,10 @@ def evaluate(model: str, dataset: Path, *options: str) -> dict[str, Any]:
     return answer
 
 
-def run_demo(folder: Path, seeds: list[int], jobs: int) -> Table:
+def run_demo(folder: Path, seeds: list[int], jobs: int, steps: int | None) -> Table:
     reinforce(["demo", "--unpaired", "--num-images", str(NUM_SCENES), "--output", str(folder / "demo")])
     data = folder / "demo" / "unpaired"
-    part = Part(folder, "demo_dime_fm", DEMO_ARMS, data / "validation", jobs)
+    part = Part(folder, "demo_dime_fm", DEMO_ARMS, data / "validation", jobs, steps)
     unpaired = part.build("unpaired", data / "scenes", f"build.corpora.captions.files={data / 'sentences'}")
     write_with_clean_targets(unpaired, folder / "clean-targets")
     with_captions = ["build.corpora={}", "build.source={captions: [txt], max_captions: 1}", "build.views.count=0"]
@@ -163,7 +166,7 @@ def run_demo(folder: Path, seeds: list[int], jobs: int) -> Table:
     return part.measure(f"local-dir:{MODELS / 'demo-a'}", seeds, figures_of)
 
 
-def run_cifar10(folder: Path, shared: Path, seeds: list[int], jobs: int) -> Table:
+def run_cifar10(folder: Path, shared: Path, seeds: list[int], jobs: int, steps: int | None) -> Table:
     train, test = shared / "data/cifar10/train", shared / "data/cifar10/test"
     prompts = write_prompts(folder / "sentences" / "prompts.txt")
     stems = [f"{number:05d}" for number in range(8)]
@@ -171,7 +174,7 @@ def run_cifar10(folder: Path, shared: Path, seeds: list[int], jobs: int) -> Tabl
     write_labelled(validation, shared, stems[-1:])
     write_labelled(probe, shared, stems[:-1])
     trained_on = str(train / "{00000..00006}.tar")
-    part = Part(folder, "dime_fm_cifar10", CIFAR10_ARMS, validation, jobs, trained_on)
+    part = Part(folder, "dime_fm_cifar10", CIFAR10_ARMS, validation, jobs, steps, trained_on)
     teacher = f"local-dir:{shared / 'teachers/cifar10-a'}"
     corpus = f"build.corpora.prompts.files={prompts.parent}"
     unpaired = part.build("unpaired", train, f"build.teachers.cifar10_a.model={teacher}", corpus)
@@ -199,6 +202,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=SHARED, help="where CIFAR-10 and its teacher are")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each")
+    parser.add_argument("--steps", type=int, help="of every training, to try it all; default: the recipe's")
     parser.add_argument("--only", choices=["demo", "cifar10"])
     arguments = parser.parse_args()
     seeds = list(range(arguments.seeds))
@@ -209,9 +213,9 @@ def main() -> None:
             place.mkdir(parents=True, exist_ok=True)
             print(f"\n{name}\n", flush=True)
             if name == "demo":
-                figures = run_demo(place, seeds, arguments.jobs)
+                figures = run_demo(place, seeds, arguments.jobs, arguments.steps)
             else:
-                figures = run_cifar10(place, arguments.shared.resolve(), seeds, arguments.jobs)
+                figures = run_cifar10(place, arguments.shared.resolve(), seeds, arguments.jobs, arguments.steps)
             print_table(figures)
             (folder / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
 
