@@ -7,18 +7,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from reinforce.cli import app
+from reinforce.config import BuildConfig
+from reinforce.inspection.cells import Recomputation
 from reinforce.inspection.faults import Fault, Verification
 from reinforce.inspection.verify import verify_dataset
+from reinforce.plan import load_plan
 from reinforce.runners.failures import record_failure
 from reinforce.shards.schema import SENTENCES_SCHEMA
 from reinforce.storage import StorageError, open_store
 from tests.fakes import fake_plan
 from tests.forgery import flipped, forge_document, forge_file, with_column
 from tests.golden import make
+from tests.models import save_open_clip
 from tests.test_corpora_build import build, plan_of, write_lines
 
 NEWS = "corpora/news"
@@ -255,6 +260,12 @@ def test_flipped_bits_are_found_in_any_file(copy: Path) -> None:
             assert str(path.relative_to(copy)) in found, (path, position)
 
 
+@pytest.mark.parametrize("path", [LINES, SMALL])
+def test_a_digest_that_lost_its_name_is_not_one_of_an_older_version(copy: Path, path: str) -> None:
+    with flipped(copy / path, 8 * ((copy / path).read_bytes().rindex(b'"file_sha256"') + 3)):
+        assert "none of a file without a digest" in only_fault(copy).what
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return Path(shutil.copytree(make.SENTENCES_SOURCE / "news", tmp_path / "news"))
@@ -331,3 +342,30 @@ def test_the_first_records_of_each_file(tmp_path: Path) -> None:
     path = tmp_path / "out/corpora/web/sentences/a.parquet"
     forge_file(path, replaced("drop_reason", 2, "empty_sentence"), lambda f: f.update(drops={"empty_sentence": 1}))
     assert "is not_selected for the records after the first 2 alone" in only_fault(tmp_path / "out").what
+
+
+def test_reordered_values_with_every_digest_right(tmp_path: Path) -> None:
+    """Nothing but computing them again can tell."""
+    write_lines(tmp_path / "in/a.txt", ["one", "", "two red cats", "three boats"])
+    config = BuildConfig.model_validate(
+        {
+            "device": "cpu",
+            "batch_size": 4,
+            "teachers": {"a": {"model": save_open_clip(tmp_path / "model")}},
+            "corpora": {"web": {"files": str(tmp_path / "in")}},
+        }
+    )
+    assert not build(load_plan(config), tmp_path / "out").failed
+    found = verify(tmp_path / "out", recompute=Recomputation(100))
+    assert found.faults == ()
+    assert found.recomputed
+    cells = {signal.folder: (signal.num_cells, signal.num_equal) for signal in found.recomputed.signals}
+    assert cells["corpora/web/embeddings/a"] == (3, 3)
+    path = "corpora/web/embeddings/a/a.parquet"
+    values = pq.read_table(tmp_path / "out" / path).column("embedding").to_pylist()
+    forge_file(tmp_path / "out" / path, lambda t: with_column(t, "embedding", [values[0], values[2], values[1]]))
+    assert verify(tmp_path / "out").faults == ()
+    faults = verify(tmp_path / "out", recompute=Recomputation(100)).faults
+    assert [(fault.path, fault.column, fault.row, fault.key) for fault in faults] == [
+        (path, "embedding", 1, "3"), (path, "embedding", 2, "4"),
+    ]  # fmt: skip

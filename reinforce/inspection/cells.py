@@ -3,11 +3,39 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
 from reinforce.inspection.documents import Documents
-from reinforce.shards.schema import Signal, canonical_json
+from reinforce.shards.schema import Signal, canonical_json, corpus_embeddings_file, corpus_embeddings_folder
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class CorpusSignal:
+    """What a teacher says of a corpus, as `Signal` says it of images and captions."""
+
+    kind: ClassVar = "sentences"
+    source: ClassVar = ""
+    corpus: str
+    model: str
+
+    @property
+    def folder(self) -> str:
+        return corpus_embeddings_folder(self.corpus, self.model)
+
+    def file(self, stem: str) -> str:
+        return corpus_embeddings_file(stem, self.model)
+
+
+AnySignal = Signal | CorpusSignal
+
+
+def document_of(documents: Documents, signal: AnySignal) -> dict[str, Any]:
+    """The `signal.json` of a signal."""
+    if isinstance(signal, CorpusSignal):
+        return documents.sentence_signals[signal.corpus, signal.model]
+    return documents.signals[signal]
 
 
 @dataclass(frozen=True)
@@ -25,7 +53,7 @@ class Cell:
     """One embedding: the row counts the kept samples of the shard from 0, the column those after `key`."""
 
     stem: str
-    signal: Signal
+    signal: AnySignal
     row: int
     column: int
 
@@ -36,17 +64,18 @@ class ShardCells:
 
     stem: str
     num_kept: int
-    num_nulls: Mapping[Signal, int]
+    num_nulls: Mapping[AnySignal, int]
 
 
 def seed_of(documents: Documents) -> int:
     """A seed that follows from the fingerprints of a dataset."""
-    prints = [documents.dataset["spine_fingerprint"], *(doc["fingerprint"] for doc in documents.signals.values())]
+    prints = [documents.dataset["spine_fingerprint"]]
+    prints += [doc["fingerprint"] for doc in (*documents.signals.values(), *documents.sentence_signals.values())]
     return int(hashlib.sha256(canonical_json(sorted(prints)).encode()).hexdigest()[:8], 16)
 
 
 def draw_cells(
-    num_columns: Mapping[Signal, int], shards: Sequence[ShardCells], num_cells: int, seed: int
+    num_columns: Mapping[AnySignal, int], shards: Sequence[ShardCells], num_cells: int, seed: int
 ) -> dict[str, list[Cell]]:
     """By stem, so many cells of each signal that about `num_cells` with a value are expected; at most all."""
     drawn: dict[str, list[Cell]] = {}

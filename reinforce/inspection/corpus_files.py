@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from reinforce.inspection.cells import ShardCells
+from reinforce.inspection.cells import AnySignal, CorpusSignal, ShardCells
 from reinforce.inspection.documents import Documents
 from reinforce.inspection.faults import Fault, FileFaults, Totals
 from reinforce.inspection.files import Found, read_checked
@@ -65,16 +65,19 @@ def verify_sentences(
         read(path, lambda file, faults: check_sentence_embeddings(file, document, sentences, faults))
 
     document = documents.corpora[corpus]
+    num_nulls: dict[AnySignal, int] = {}
     sentences = read(sentences_file(stem), lambda file, faults: check_sentences(file, document, stem, faults))
     read_sources: list[FileFaults] = []
     if sentences is not None:
         for name, teacher in sorted(documents.sentence_signals):
             if name == corpus:
                 read_embeddings(teacher, sentences)
+                num_nulls[CorpusSignal(corpus, teacher)] = files[-1].num_nulls
         if corpus in sources:
             read_sources.append(_verify_source(sources[corpus], stem, document, sentences, spool))
     faults = (*missing, *(fault for file in (*files, *read_sources) for fault in file.found))
-    return ShardFindings(Totals.of(files), Totals.of(read_sources), faults, ShardCells(stem, 0, {}))
+    cells = ShardCells(stem, len(sentences.kept_keys) if sentences else 0, num_nulls)
+    return ShardFindings(Totals.of(files), Totals.of(read_sources), faults, cells)
 
 
 def _verify_source(

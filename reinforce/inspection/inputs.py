@@ -13,15 +13,15 @@ from jaxtyping import Float16
 
 from reinforce.config import ViewPolicy
 from reinforce.decode import decode
-from reinforce.inspection.cells import Cell
+from reinforce.inspection.cells import AnySignal, Cell, CorpusSignal, document_of
 from reinforce.inspection.documents import Documents
 from reinforce.inspection.faults import Fault
 from reinforce.inspection.shard_files import local_copy
 from reinforce.inspection.source_tars import SourceTars, path_of
 from reinforce.sample import Drop, Pixels
 from reinforce.shards.dataset import Dataset
-from reinforce.shards.reader import to_numpy
-from reinforce.shards.schema import Signal
+from reinforce.shards.reader import ShardFile, to_numpy
+from reinforce.shards.schema import Signal, sentences_file
 from reinforce.shards.source import SourceShard
 from reinforce.views.draw import draw
 from reinforce.views.render import render
@@ -51,6 +51,9 @@ def inputs_of_shard(
     An image that is not the recorded one is a fault. Raises `FormatError` and `StorageError`.
     """
     stem = cells[0].stem
+    if isinstance(cells[0].signal, CorpusSignal):
+        yield from _sentences(dataset, documents, cells)
+        return
     spine = dataset.spine(stem)
     rows = spine.filter(pc.is_null(spine.column("drop_reason"))).to_pylist()
     found = [(cell, stored) for cell, stored in _stored(dataset, documents, cells) if not np.isnan(stored).any()]
@@ -84,19 +87,31 @@ def inputs_of_shard(
                 faults.append(Fault(sources.store.uri_of(path), what, key=row["key"]))
                 continue
             for cell, stored in of_row:
-                index = int(documents.signals[cell.signal]["columns"][cell.column].removeprefix("view_"))
+                index = int(document_of(documents, cell.signal)["columns"][cell.column].removeprefix("view_"))
                 view = draw(policy, row["view_seed"], index, image.shape[1], image.shape[0])
                 yield Input(cell, row["key"], stored, render(image, view, image_sizes[cell.signal.model]))
+
+
+def _sentences(dataset: Dataset, documents: Documents, cells: Sequence[Cell]) -> Iterator[Input]:
+    """The inputs of cells of one file of sentences."""
+    with ShardFile(dataset.store, sentences_file(cells[0].stem)) as file:
+        table = file.read(["key", "text", "drop_reason"])
+    kept = table.filter(pc.is_null(table.column("drop_reason")))
+    for cell, stored in _stored(dataset, documents, cells):
+        if not np.isnan(stored).any():
+            key, text = (kept.column(name)[cell.row].as_py() for name in ("key", "text"))
+            yield Input(cell, key, stored, text)
 
 
 def _stored(
     dataset: Dataset, documents: Documents, cells: Sequence[Cell]
 ) -> Iterator[tuple[Cell, Float16[np.ndarray, " dim"]]]:
-    by_column: defaultdict[tuple[Signal, int], list[Cell]] = defaultdict(list)
+    by_column: defaultdict[tuple[AnySignal, int], list[Cell]] = defaultdict(list)
     for cell in cells:
         by_column[cell.signal, cell.column].append(cell)
     for (signal, column), of_column in sorted(by_column.items()):
-        name = documents.signals[signal]["columns"][column]
-        values = to_numpy(dataset.table(signal, cells[0].stem, [name]).column(name))
+        name = document_of(documents, signal)["columns"][column]
+        with ShardFile(dataset.store, signal.file(cells[0].stem)) as file:
+            values = to_numpy(file.read([name]).column(name))
         for cell in of_column:
             yield cell, values[cell.row]

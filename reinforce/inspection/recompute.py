@@ -8,13 +8,22 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reinforce.config import Precision, TeacherConfig
-from reinforce.inspection.cells import Recomputation, ShardCells, draw_cells, seed_of
+from reinforce.inspection.cells import (
+    AnySignal,
+    CorpusSignal,
+    Recomputation,
+    ShardCells,
+    document_of,
+    draw_cells,
+    seed_of,
+)
 from reinforce.inspection.documents import Documents
 from reinforce.inspection.faults import Fault, Recomputed, SignalCosines
 from reinforce.inspection.inputs import Input, inputs_of_shard
@@ -22,7 +31,7 @@ from reinforce.inspection.source_tars import SourceTars
 from reinforce.inspection.vectors import rounding_error
 from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, Dataset
 from reinforce.shards.explicit import IMPORTED
-from reinforce.shards.schema import Signal, round_mantissa
+from reinforce.shards.schema import round_mantissa
 from reinforce.teachers import Teacher, load_teacher, recorded_config
 from reinforce.weights import ModelError, WeightsChangedError, autocast_dtype, resolve_device
 
@@ -50,7 +59,7 @@ class RecordedTeachers:
     """The teachers of a dataset, loaded again, with the signals that they are to compute; what was wrong with them."""
 
     teachers: dict[str, Teacher]
-    signals: tuple[Signal, ...]
+    signals: tuple[AnySignal, ...]
     faults: tuple[Fault, ...]
 
 
@@ -61,14 +70,15 @@ def load_recorded(documents: Documents, sources: SourceTars | None, wanted: Reco
     weights are not the recorded ones is a fault, and not used. Raises `ModelError` for one that cannot be loaded.
     """
     damaged = {faults.path for faults in documents.checked if faults.found}
+    every: list[AnySignal] = [*documents.signals, *starmap(CorpusSignal, sorted(documents.sentence_signals))]
     signals = [
         signal
-        for signal, document in documents.signals.items()
+        for signal in every
         if _is_wanted(signal, documents, sources)
-        and document["content"].get("kind") != IMPORTED
+        and document_of(documents, signal)["content"].get("kind") != IMPORTED
         and not damaged & {DATASET_FILE, f"{signal.folder}/{SIGNAL_FILE}"}
     ]
-    unknown = sorted(set(wanted.teachers) - {s.model for s in documents.signals if s.kind in ("image", "text")})
+    unknown = sorted(set(wanted.teachers) - {s.model for s in every if s.kind in ("image", "text", "sentences")})
     if unknown:
         raise ModelError(f"--teacher {unknown[0]}: the dataset has no such teacher")
     teachers, faults = _load_all(documents, signals, wanted.teachers)
@@ -84,16 +94,16 @@ def recompute(
     wanted: Recomputation,
     recorded: RecordedTeachers,
 ) -> tuple[Recomputed, list[Fault]]:
-    """Computes cells of `shards` again and compares them; without `sources` those of texts alone.
+    """Computes cells of `shards` again and compares them; without `sources` those of texts and of sentences alone.
 
     Raises `StorageError` if the source cannot be reached.
     """
     start = time.perf_counter()
     seed = seed_of(documents) if wanted.seed is None else wanted.seed
     loaded, faults = recorded.teachers, list(recorded.faults)
-    num_columns = {signal: len(documents.signals[signal]["columns"]) for signal in recorded.signals}
+    num_columns = {signal: len(document_of(documents, signal)["columns"]) for signal in recorded.signals}
     cells = draw_cells(num_columns, shards, wanted.num_cells, seed)
-    queues = {signal: _Queue(signal, loaded[signal.model], documents.signals[signal]) for signal in num_columns}
+    queues = {signal: _Queue(signal, loaded[signal.model], document_of(documents, signal)) for signal in num_columns}
     image_sizes = {name: teacher.image_size for name, teacher in loaded.items()}
     for of_shard in cells.values():
         for item in inputs_of_shard(dataset, documents, sources, of_shard, image_sizes, spool, faults):
@@ -109,7 +119,7 @@ def recompute(
 class _Queue:
     """The cells of one signal on their way through its teacher, a micro-batch at a time."""
 
-    def __init__(self, signal: Signal, teacher: Teacher, document: dict[str, Any]) -> None:
+    def __init__(self, signal: AnySignal, teacher: Teacher, document: dict[str, Any]) -> None:
         self.faults: list[Fault] = []
         self._signal, self._teacher, self._columns = signal, teacher, document["columns"]
         self._bits = int(document["content"]["mantissa_bits"])
@@ -159,13 +169,15 @@ class _Queue:
         )
 
 
-def _is_wanted(signal: Signal, documents: Documents, sources: SourceTars | None) -> bool:
+def _is_wanted(signal: AnySignal, documents: Documents, sources: SourceTars | None) -> bool:
     """Texts need no source; views that are stored instead of drawn are not replayed here."""
-    return signal.kind == "text" or (signal.kind == "image" and sources is not None and not documents.is_explicit)
+    return signal.kind in ("text", "sentences") or (
+        signal.kind == "image" and sources is not None and not documents.is_explicit
+    )
 
 
 def _load_all(
-    documents: Documents, signals: Sequence[Signal], moved: Mapping[str, str]
+    documents: Documents, signals: Sequence[AnySignal], moved: Mapping[str, str]
 ) -> tuple[dict[str, Teacher], list[Fault]]:
     teachers: dict[str, Teacher] = {}
     faults = []
@@ -173,12 +185,12 @@ def _load_all(
         of_teacher = [signal for signal in signals if signal.model == name]
         path = f"{of_teacher[0].folder}/{SIGNAL_FILE}"
         try:
-            teacher = _load(name, documents.signals[of_teacher[0]], moved.get(name))
+            teacher = _load(name, document_of(documents, of_teacher[0]), moved.get(name))
         except WeightsChangedError as error:
             faults.append(Fault(path, f"another model is under the recorded name: {error}"))
             continue
         changed = [
-            s for s in of_teacher if not _content_of(teacher, s).items() <= documents.signals[s]["content"].items()
+            s for s in of_teacher if not _content_of(teacher, s).items() <= document_of(documents, s)["content"].items()
         ]
         if changed:
             what = "the model has its weights, but preprocesses otherwise than recorded in content"
@@ -188,7 +200,7 @@ def _load_all(
     return teachers, faults
 
 
-def _content_of(teacher: Teacher, signal: Signal) -> dict[str, Any]:
+def _content_of(teacher: Teacher, signal: AnySignal) -> dict[str, Any]:
     """What decides its embeddings, but for the precision, which may be another one here."""
     content = teacher.image_content() if signal.kind == "image" else teacher.text_content()
     return {name: value for name, value in content.items() if name != "precision"}

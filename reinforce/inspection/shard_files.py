@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from reinforce.inspection.cells import ShardCells
+from reinforce.inspection.cells import AnySignal, ShardCells
 from reinforce.inspection.documents import Documents
 from reinforce.inspection.faults import Fault, FileFaults, Totals
 from reinforce.inspection.files import Found, read_checked
@@ -81,7 +81,7 @@ def verify_shard(
     if spine is None:
         return _findings(stem, 0, {}, files, [], missing)
     captions: dict[str, Captions | None] = {ORIGINAL: spine.kept.column("captions").to_pylist()}
-    num_nulls: dict[Signal, int] = {}
+    num_nulls: dict[AnySignal, int] = {}
     modalities: Modalities = {}
     for signal in sorted(documents.signals):
         if signal.kind == "modality":
@@ -101,7 +101,7 @@ def verify_shard(
 def _findings(
     stem: str,
     num_kept: int,
-    num_nulls: dict[Signal, int],
+    num_nulls: dict[AnySignal, int],
     files: list[FileFaults],
     tars: list[FileFaults],
     missing: list[Fault],

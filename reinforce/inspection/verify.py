@@ -66,7 +66,7 @@ def verify_dataset(
         found = list(pool.map(lambda stem: verify_shard(dataset, documents, tars, stem, spool), stems))
         check = partial(verify_sentences, dataset, documents, files, spool=spool)
         sentences = list(pool.map(check, of_sentences))
-        recomputed, faults = check_cells(found, spool) if check_cells else (None, [])
+        recomputed, faults = check_cells([*found, *sentences], spool) if check_cells else (None, [])
     strays, num_ignored = _strays(dataset, documents)
     return _verification(
         store,
