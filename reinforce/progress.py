@@ -108,14 +108,15 @@ class Progress:
         now_s = self._rate_now(total.num_samples)
         elapsed_s = max(self.elapsed_s, 1e-9)
         eta_s = elapsed_s * (self.num_bytes - self.done_bytes) / self.done_bytes if self.done_bytes else None
+        has_images = bool(total.num_samples or not total.num_sentences)
+        samples = f"{total.num_samples:,} ({total.num_samples / elapsed_s:,.0f}/s, now {now_s:,.0f}/s)"
         return {
             "shards": f"{self.done_shards}/{self.num_shards}"
             + (f" ({self.num_failed} failed)" * bool(self.num_failed)),
-            "samples": f"{total.num_samples:,} ({total.num_samples / elapsed_s:,.0f}/s, now {now_s:,.0f}/s)",
-            "views": f"{total.num_views:,} ({total.num_views / elapsed_s:,.0f}/s)",
+            "samples": samples * has_images,
+            "views": f"{total.num_views:,} ({total.num_views / elapsed_s:,.0f}/s)" * has_images,
             "sentences": f"{total.num_sentences:,} ({total.num_sentences / elapsed_s:,.0f}/s)"
-            if total.num_sentences
-            else "",
+            * bool(total.num_sentences),
             "left": "" if eta_s is None else format_seconds(eta_s),
             "drops": format_counts(total.drops),
             **self._rows,

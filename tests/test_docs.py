@@ -48,6 +48,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`build.teachers.NAME`": config.TeacherConfig,
     "`build.captioners.NAME`": config.CaptionerConfig,
     "`build.banks.NAME`": config.BankConfig,
+    "`build.corpora.NAME`": config.CorpusConfig,
     "`build.ray`": config.RayConfig,
     "`student`": config.StudentConfig,
     "`student.model`": config.StudentModelConfig,
