@@ -141,8 +141,9 @@ def test_what_deserves_a_second_look(golden: Figures) -> None:
         "corpora/news by exact: 16.7 % of the sentences are longer than the context and cut",
     ]
     assert remarks(golden) == [
-        "Corpus news: 11 of 17 sentences dropped, most of them not_a_sentence",
-        "Corpus titles: 3 of 6 sentences dropped, most of them duplicate_sentence",
+        "Corpus news: 11 of 17 sentences dropped: 4 not_a_sentence, 3 empty_sentence, 2 not_utf8, "
+        "1 duplicate_sentence, 1 too_long_sentence",
+        "Corpus titles: 3 of 6 sentences dropped: 1 duplicate_sentence, 1 empty_sentence, 1 not_a_sentence",
         "Corpus titles: 1 sentence cut, too long for the recipe",
     ]
     unselected = replace(news, drops=(DropFigures("not_selected", 11, ()),))

@@ -20,10 +20,11 @@ from reinforce.plan import load_plan
 from reinforce.runners.failures import record_failure
 from reinforce.shards.schema import SENTENCES_SCHEMA
 from reinforce.storage import StorageError, open_store
-from tests.fakes import fake_plan
+from tests.fakes import fake_plan, files_of
 from tests.forgery import flipped, forge_document, forge_file, with_column
 from tests.golden import make
 from tests.models import save_open_clip
+from tests.s3_server import S3Server, use_test_credentials
 from tests.test_corpora_build import build, plan_of, write_lines
 
 NEWS = "corpora/news"
@@ -369,3 +370,19 @@ def test_reordered_values_with_every_digest_right(tmp_path: Path) -> None:
     assert [(fault.path, fault.column, fault.row, fault.key) for fault in faults] == [
         (path, "embedding", 1, "3"), (path, "embedding", 2, "4"),
     ]  # fmt: skip
+
+
+def test_it_works_in_a_bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_test_credentials(monkeypatch)
+    server.make_bucket("verify-corpora")
+    stores = {}
+    for name, folder in (("dataset", make.SENTENCES_DATASET), ("source", make.SENTENCES_SOURCE)):
+        stores[name] = open_store(f"s3://verify-corpora/{name}?endpoint_url={server.endpoint}")
+        for path, data in files_of(folder).items():
+            stores[name].put(path, data)
+    roots = {name: stores["source"].uri_of(name) for name in ROOTS}
+    found = verify_dataset(stores["dataset"].uri, corpus_roots=roots)
+    assert (found.faults, found.num_sentence_files, found.num_sentence_sources) == ((), 3, 3)
+    stores["source"].put("news/lines.txt", b"a word")
+    (changed, *_) = verify_dataset(stores["dataset"].uri, corpus_roots=roots).faults
+    assert "has changed" in changed.what

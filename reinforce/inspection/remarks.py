@@ -52,9 +52,8 @@ def _losses_of_corpus(corpus: CorpusFigures) -> Iterator[str]:
     drops = [drop for drop in corpus.drops if drop.reason != DropReason.NOT_SELECTED]
     lost = sum(drop.count for drop in drops)
     if lost > _LARGE_SHARE * corpus.num_sentences:
-        most = max(drops, key=lambda drop: drop.count)
-        words = f"{lost:,} of {count(corpus.num_sentences, 'sentence')} dropped"
-        yield f"Corpus {corpus.name}: {words}, most of them {most.reason}"
+        reasons = ", ".join(f"{drop.count:,} {drop.reason}" for drop in drops)
+        yield f"Corpus {corpus.name}: {lost:,} of {count(corpus.num_sentences, 'sentence')} dropped: {reasons}"
     if corpus.num_cut > _LARGE_SHARE * corpus.num_sentences:
         yield f"Corpus {corpus.name}: {count(corpus.num_cut, 'sentence')} cut, too long for the recipe"
     for teacher in corpus.teachers:
