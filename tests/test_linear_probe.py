@@ -1,6 +1,5 @@
 """The probe is at its optimum, knows nothing of the test labels, and counts what it could not use."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
