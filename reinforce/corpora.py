@@ -34,9 +34,6 @@ from reinforce.shards.writer import ShardFileWriter, embeddings_batch, sentences
 from reinforce.storage import Store
 from reinforce.texts import ShardTexts, TextRow
 
-MAX_WAITING_SENTENCES = 4096
-"""Sentences that wait for a pass to fill up. They hold no views: more of them may wait than rows of images."""
-
 _SOURCE = "sentences"
 """What `ShardTexts` knows the texts by."""
 
@@ -128,10 +125,7 @@ class SentencesWork:
             self._abandon()
 
     def _compute(self, writing: Behind, on_batch: Callable[[ShardReport], None]) -> None:
-        towers = [
-            (ShardTexts(file.signal.teacher, self.times, max_waiting_rows=MAX_WAITING_SENTENCES), file)
-            for file in self._files
-        ]
+        towers = [(ShardTexts(file.signal.teacher, self.times), file) for file in self._files]
         for batch in self.sentences.batches():
             kept = [sentence for sentence in batch if sentence.drop is None]
             self.report.num_sentences += len(batch)

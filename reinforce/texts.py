@@ -51,10 +51,9 @@ class TextRow:
 class ShardTexts:
     """Embeds the texts of one shard with one teacher."""
 
-    def __init__(self, teacher: Teacher, times: Times, *, max_waiting_rows: int | None = None) -> None:
+    def __init__(self, teacher: Teacher, times: Times) -> None:
         self._teacher = teacher
         self._times = times
-        self._max_waiting_rows = max_waiting_rows or MAX_WAITING_ROWS
         self._known: dict[str, Text] = {}
         self._pending: defaultdict[int, list[Text]] = defaultdict(list)
         self._waiting: deque[TextRow] = deque()
@@ -69,7 +68,7 @@ class ShardTexts:
             while len(self._pending[length]) >= self._teacher.rows_of_pass(length):
                 self._run(length)
         complete = self._complete()
-        while len(self._waiting) > self._max_waiting_rows:
+        while len(self._waiting) > MAX_WAITING_ROWS:
             while (text := self._waiting[0].missing) is not None:
                 self._run(text.tokens.length)
             complete += self._complete()

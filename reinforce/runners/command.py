@@ -46,7 +46,8 @@ def build(
 ) -> BuildSummary:
     """Builds, or goes on building, a reinforced dataset; the command `reinforce build` as a function.
 
-    `limit_samples` keeps the first so many keys of each shard. `ray` is the address of a cluster to build on, with at
+    `shards` may be None to add corpora to a dataset that is there. `limit_samples` keeps the first so many keys of each
+    shard, and records of each file of sentences. `ray` is the address of a cluster to build on, with at
     most `max_workers` workers: `auto` for the one this runs on, `local` to start one, `any` for whichever there is.
     Raises `ConfigError`, `ModelError`, `StorageError` or `DatasetMismatchError` before anything is computed; a shard
     that fails is listed in the summary and in `failures/`, and the others go on.
