@@ -63,7 +63,7 @@ def write_corpus(
         create_or_compare(store, f"{document['signal']}/{SIGNAL_FILE}", document, ["format_version", "content"])
         for name, rows in of_files.items():
             keys = [str(number) for number, text in enumerate(files[name], start=1) if text]
-            _write_embeddings(dataset, document, corpus_stem(corpus, name), keys, rows, files[name])
+            write_sentence_embeddings(dataset, document, corpus_stem(corpus, name), keys, rows, files[name])
     return [corpus_stem(corpus, name) for name in files]
 
 
@@ -103,9 +103,10 @@ def _write_sentences(dataset: Path, corpus: str, name: str, texts: Sequence[str]
     _commit(writer, dataset, sentences_file(stem), _source(stem, texts) | footer)
 
 
-def _write_embeddings(
+def write_sentence_embeddings(
     dataset: Path, signal: dict[str, Any], stem: str, keys: list[str], rows: np.ndarray, texts: Sequence[str]
 ) -> None:
+    """The file of one teacher, whose `signal.json` is `signal`; `texts` are all records of the source."""
     stored = round_mantissa(rows.astype(np.float32), signal["content"]["mantissa_bits"])
     writer = ShardFileWriter(_spool(dataset), embeddings_schema([SENTENCE_COLUMN], rows.shape[1]))
     writer.append(embeddings_batch(keys, {SENTENCE_COLUMN: stored}))

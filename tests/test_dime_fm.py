@@ -3,17 +3,17 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from reinforce.banks import resolve_banks, write_banks
 from reinforce.config import BuildConfig, ConfigError, LossConfig, Recipe, StudentModelConfig
-from reinforce.evaluation.images import ShardImages
+from reinforce.evaluation import ZeroShotTask
 from reinforce.image_tower import head_of, load_image_tower
 from reinforce.shards.banks import read_bank
 from reinforce.storage import open_store
@@ -153,6 +153,7 @@ def test_parts_have_the_gradient_of_the_whole() -> None:
         teacher_texts={},
         sentences={"small": torch.randn(7, 8, generator=generator).half()},
     )
+    assert all(torch.equal(part.sentences["small"], batch.sentences["small"]) for part in batch.split(4))
     config = LossConfig(kind="dime_fm", udist_weight=0.1, cosine_weight=0.1)
     model = StudentModelConfig.model_validate(MODEL | {"text": None, "embed_dim": 8})
     found = []
@@ -166,7 +167,7 @@ def test_parts_have_the_gradient_of_the_whole() -> None:
 
 
 def test_a_head_for_each_of_several_teachers(dataset: Path, tmp_path: Path) -> None:
-    labelled = [part for n in range(6) for part in ((f"{n}.png", image_bytes(n)), (f"{n}.cls", str(n % 3).encode()))]
+    labelled = [part for n in range(18) for part in ((f"{n}.png", image_bytes(n)), (f"{n}.cls", str(n % 3).encode()))]
     write_tar(tmp_path / "test/t.tar", labelled)
     (tmp_path / "test/classnames.txt").write_text("cat\nboat\nsky\n")
     evaluation = {"shards": [str(tmp_path / "test")], "bank": "things", "every_steps": 4, "choose": "best"}
@@ -183,14 +184,12 @@ def test_a_head_for_each_of_several_teachers(dataset: Path, tmp_path: Path) -> N
         head_of(student.heads, "other")
     assert head_of({}, "other") == slice(None)
     # The evaluation while training is that of the head, among the labels as its teacher embeds them.
-    images = ShardImages(str(tmp_path / "test"), needs="label")
-    with torch.no_grad():
-        embedded = images.embed(embedding_model(student, torch.device("cpu"), "large"))
-    labels = read_bank(str(folder / "banks/things"), "large").embeddings
-    assert embedded.embeddings.shape == (6, 12)
-    top1 = float(np.mean((embedded.embeddings.numpy() @ labels.T).argmax(1) == [0, 1, 2, 0, 1, 2]))
+    whole = embedding_model(student, torch.device("cpu"))
+    by_hand = replace(whole, encode_image=lambda pixels: student.model.encode_image(pixels)[:, :12])
+    bank = read_bank(str(folder / "banks/things"), "large")
+    result = ZeroShotTask([str(tmp_path / "test")]).evaluate(by_hand, bank)
     (row,) = [row for row in read_metrics(tmp_path / "run") if row["kind"] == "evaluation"]
-    assert row["top1"] == pytest.approx(top1)
+    assert (row["top1"], row["auroc"]) == (result.top1, result.auroc)
 
 
 def test_without_l_vl_no_sentence_is_read(dataset: Path, tmp_path: Path) -> None:
@@ -228,6 +227,14 @@ def test_the_image_tower_of_an_architecture_alone(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=match):
             build_student(StudentModelConfig.model_validate(model | changes), seed=0)
+
+    # The activation is that of the architecture.
+    path = tmp_path / "student/image_tower_config.json"
+    path.write_text(path.read_text().replace('"quick_gelu": false', '"quick_gelu": true'))
+    with torch.no_grad():
+        quick = load_student(tmp_path / "student").model.encode_image(pixels)
+        assert torch.equal(load_image_tower(tmp_path / "student").model.encode_image(pixels), quick)
+    assert not torch.allclose(quick, expected, rtol=1e-4)
 
 
 def test_an_architecture_keeps_its_activation_and_gets_a_projection() -> None:

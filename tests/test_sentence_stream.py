@@ -21,7 +21,7 @@ from reinforce.student.groups import ReadError
 from reinforce.student.losses import StudentOutputs
 from reinforce.student.plan import ReadPlan
 from reinforce.student.sentences import SentenceStream
-from tests.corpora import random_corpus, write_corpus
+from tests.corpora import random_corpus, write_corpus, write_sentence_embeddings
 from tests.students import build_dataset, facts, plan_of, read
 
 SIZES = {"0": 11, "sub/1": 6, "2": 9}
@@ -175,6 +175,7 @@ def test_unpaired_means_unpaired(dataset: Path, tmp_path: Path) -> None:
         assert not torch.equal(batch.sentences["small"], other.sentences["small"])
         assert torch.equal(sort(batch.sentences["small"]), sort(other.sentences["small"]))
         assert float(loss(outputs, batch)["loss"]) == pytest.approx(float(loss(outputs, other)["loss"]), rel=1e-5)
+    assert not torch.equal(one[0].sentences["small"], one[1].sentences["small"])  # each pass has an order of its own
     # Other images: another order, another size of shuffle; the sentences stay.
     reordered = replace(here, seed=7, data=here.data.model_copy(update={"open_shards": 3}))
     three = list(stream(here).beside(image_batches(reordered, 5)))
@@ -250,6 +251,16 @@ def test_files_that_do_not_belong_together(dataset: Path, tmp_path: Path) -> Non
 
     shutil.copy(copy / corpus_embeddings_file("corpora/numbers/0", "small"), path)
     refused(ReadError, r"^corpora/numbers/2: .*its stem is corpora/numbers/0, .*--set student.data.damaged=skip$")
+    texts = [f"2 {record}" if record else "" for record in range(9)]
+    keys = [str(record + 1) for record in range(1, 9)]
+    signal = json.loads(path.with_name("signal.json").read_text())
+    for changed, others, match in (
+        ([*keys[1:], keys[0]], texts, "row 0 is '3', in the spine it is '2'"),
+        (keys, [*texts[:-1], "2 changed"], "its source_sha256 is"),
+    ):
+        path.unlink()
+        write_sentence_embeddings(copy, signal, "corpora/numbers/2", changed, np.ones((8, 8)), others)
+        refused(ReadError, match)
     path.write_bytes(whole[:100] + b"damaged" + whole[107:])
     refused(ReadError, "numbers/2.*damaged")
     lenient = plan(copy, open_files=3, damaged="skip", missing="skip")

@@ -42,8 +42,6 @@ class SentencePlan:
     """Name -> dim."""
     fingerprints: dict[str, str]
     """Corpus or folder of embeddings -> the fingerprint that each of its files must have."""
-    weights: dict[str, str | None]
-    """Teacher -> the sha256 of the weights that every embedding must be of."""
     data: DataConfig
     selection: Selection | None = None
 
@@ -137,7 +135,6 @@ def plan_sentences(
         num_skipped_files=len(stems) - len(complete),
         teachers={name: int(document["model"]["dim"]) for name, document in teachers.items()},
         fingerprints=fingerprints,
-        weights={name: document["content"].get("weights_sha256") for name, document in teachers.items()},
         data=data,
         selection=selection,
     )

@@ -212,7 +212,6 @@ def _read_embeddings(
         "signal": folder,
         "fingerprint": plan.fingerprints[folder],
         "source_sha256": source_sha256,
-        "weights_sha256": plan.weights[teacher],
     }
     with ShardFile(store, corpus_embeddings_file(stem, teacher)) as file:
         _check_footer(file, expected)
