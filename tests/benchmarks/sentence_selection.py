@@ -157,12 +157,12 @@ def cost(folder: Path) -> None:
         write_clean_views(dataset, shards, "made_up")
         files = {f"{start:06d}": 10_000 for start in range(0, num_sentences, 10_000)}
         random_corpus(dataset, "made_up", files, {"made_up": DIM})
-        command = [sys.executable, "-m", "tests.benchmarks.sentence_selection", "one", "--dataset", str(dataset)]
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
-        one = costs[num_images, num_sentences] = Cost(**json.loads(result.stdout))
+        one = costs[num_images, num_sentences] = in_a_process(dataset)
         flop = 2 * num_images * num_sentences * DIM
         memory = f"{one.private_mb:.0f} MB | {one.peak_mb:.0f} MB | {flop / one.wall_s / 1e9:.0f}"
         print(f"| {num_images:,} | {num_sentences:,} | {one.wall_s:.1f} s | {one.cpu_s:.1f} s | {memory} |", flush=True)
+    print(f"the last one with --probe 16: {shown(in_a_process(dataset, '--probe', '16'))}")
+    print(f"the first one, {SIZES[0][0]:,} x {SIZES[0][1]:,}, by faiss:")
     by_faiss(*SIZES[0])
     (fewer, count), (more, _) = SIZES[2:]
     # What more images cost, beside those that are there: without what is done once.
@@ -170,13 +170,18 @@ def cost(folder: Path) -> None:
     forecast(2 * (more - fewer) * count * DIM, more_s.wall_s - fewer_s.wall_s, more_s.cpu_s - fewer_s.cpu_s, num_cores)
 
 
+def in_a_process(dataset: Path, *options: str) -> Cost:
+    command = [sys.executable, "-m", "tests.benchmarks.sentence_selection", "one", "--dataset", str(dataset), *options]
+    return Cost(**json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+
 def by_faiss(num_images: int, num_sentences: int) -> None:
     """The two searches that faiss needs for the same: the nearest sentences, and the nearest image."""
     images, sentences = unit(num_images, 0), unit(num_sentences, 1)
     for ones, twos, count, what in ((images, sentences, NEAREST, "sentences"), (sentences, images, 1, "image")):
-        start = time.perf_counter()
+        start = time.process_time()
         faiss.knn(ones, twos, count, metric=faiss.METRIC_INNER_PRODUCT)
-        print(f"faiss.knn, all in memory, nearest {what}: {time.perf_counter() - start:.1f} s", flush=True)
+        print(f"faiss.knn, all in memory, nearest {what}: {time.process_time() - start:.1f} s of CPU", flush=True)
 
 
 def forecast(flop: float, wall_s: float, cpu_s: float, num_cores: int) -> None:
@@ -210,12 +215,13 @@ def main() -> None:
     parser.add_argument("--sentences", default=str(SHARED / "data/sentences.txt"))
     parser.add_argument("--teacher", default=str(SHARED / "teachers/cifar10-a"))
     parser.add_argument("--images", default=str(SHARED / "data/cifar10/train"))
+    parser.add_argument("--probe", type=int)
     parser.add_argument("--dataset", help="Instead of building one: a folder with a corpus `captions`.")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if asked.part == "one":
-            criteria = SentenceCriteria(corpora=("made_up",), nearest=NEAREST)
+            criteria = SentenceCriteria(corpora=("made_up",), nearest=NEAREST, probe=asked.probe)
             with measured() as one:
                 select_sentences(open_dataset(asked.dataset), str(folder / "s.parquet"), criteria)
             print(json.dumps(asdict(one)))
