@@ -41,6 +41,11 @@ def objects(texts: list[Any], column: str = "text") -> bytes:
     return lines([json.dumps({"id": 1, column: text}) for text in texts])
 
 
+def gz(data: bytes) -> bytes:
+    """The same bytes whenever it is called: they name the tests."""
+    return gzip.compress(data, mtime=0)
+
+
 def zst(data: bytes) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "zstd") as stream:
@@ -61,13 +66,13 @@ def parquet(texts: Sequence[str], kind: pa.DataType | None = None, **options: An
         (".txt", lines(TEXTS)),
         (".txt", lines(TEXTS).removesuffix(b"\n")),
         (".txt", b"\xef\xbb\xbf" + lines([f"  {text}\t" for text in TEXTS], "\r\n")),
-        (".txt.gz", gzip.compress(lines(TEXTS))),
-        (".txt.gz", gzip.compress(lines(TEXTS[:2])) + gzip.compress(lines(TEXTS[2:]))),
+        (".txt.gz", gz(lines(TEXTS))),
+        (".txt.gz", gz(lines(TEXTS[:2])) + gz(lines(TEXTS[2:]))),
         (".txt.zst", zst(lines(TEXTS))),
         (".txt.zst", zst(lines(TEXTS[:2])) + zst(lines(TEXTS[2:]))),
         (".jsonl", objects(TEXTS)),
         (".jsonl", b"\xef\xbb\xbf" + objects(TEXTS)),
-        (".jsonl.gz", gzip.compress(objects(TEXTS))),
+        (".jsonl.gz", gz(objects(TEXTS))),
         (".jsonl.zst", zst(objects(TEXTS))),
         (".parquet", parquet(TEXTS)),
         (".parquet", parquet(TEXTS, pa.large_string(), row_group_size=2)),
@@ -152,7 +157,7 @@ MANY = [f"sentence number {index}" for index in range(5000)]
 @pytest.mark.parametrize(
     ("suffix", "data"),
     [
-        (".txt.gz", gzip.compress(lines(MANY))),
+        (".txt.gz", gz(lines(MANY))),
         (".jsonl.zst", zst(objects(MANY))),
         (".parquet", parquet(MANY, use_dictionary=False, write_page_checksum=True)),
     ],
@@ -169,7 +174,7 @@ def test_a_damaged_file_is_no_shorter_one(
     ("suffix", "data", "message"),
     [
         (".txt", b"", "holds no sentences"),
-        (".txt.gz", gzip.compress(b""), "holds no sentences"),
+        (".txt.gz", gz(b""), "holds no sentences"),
         (".txt.gz", b"a cat\n", "Not a gzipped file"),
         (".parquet", parquet([]), "holds no sentences"),
         (".parquet", b"PAR1", "is cut or damaged"),
