@@ -63,14 +63,6 @@ class OpenShard:
     collated: Ahead[Batch]
     captioned: CaptionedBatches
 
-    @property
-    def report(self) -> ShardReport:
-        return self.work.report
-
-    def commit(self) -> ShardReport:
-        """Publishes what is computed."""
-        return self.work.commit()
-
     def close(self) -> None:
         """Stops its threads and removes what is in the spool, unless all of that is computed and may be published."""
         if self.work.is_computed:
@@ -83,7 +75,7 @@ class OpenShard:
 
 
 Opened = OpenShard | SentencesWork
-"""Of images, or of sentences."""
+"""Of images, or of sentences: `compute` it, then `commit` its `work`."""
 
 
 def open_shard(
@@ -117,18 +109,23 @@ def open_shards(
     def open_all() -> Iterator[tuple[Prepared, Opened | Exception]]:
         plan, output, times = prefetcher.plan, prefetcher.output, prefetcher.times
         turn = Turn()
+        turn.done.set()
         for shard in prefetcher.shards(tasks):
             room.acquire()
-            if isinstance(shard, PreparedSentences):  # no captioner waits for its turn
-                yield shard, SentencesWork(shard, plan, output, spool, times)
-                continue
+            has_turn = isinstance(shard, PreparedShard)  # no captioner writes for sentences
+            turn = Turn(before=turn.done) if has_turn else turn
             try:
-                opening: Opened | Exception = open_shard(shard, plan, output, spool=spool, times=times, turn=turn)
+                opening: Opened | Exception = (
+                    SentencesWork(shard, plan, output, spool, times)
+                    if isinstance(shard, PreparedSentences)
+                    else open_shard(shard, plan, output, spool=spool, times=times, turn=turn)
+                )
             except Exception as error:  # of this shard alone
                 opening = error
-                turn.done.set()
+                shard.close()
+                if has_turn:
+                    turn.done.set()
             yield shard, opening
-            turn = Turn(before=turn.done)
 
     current: list[Opened | Exception] = []
 
@@ -154,7 +151,7 @@ def open_shards(
 
 
 def compute(opened: Opened, on_batch: Callable[[ShardReport], None] = lambda report: None) -> None:
-    """Runs the models over a shard. What is left is `opened.commit()`, also while the next one is computed."""
+    """Runs the models over a shard. What is left is `opened.work.commit()`, also while the next one is computed."""
     if isinstance(opened, SentencesWork):
         opened.compute(on_batch)
         return

@@ -97,6 +97,11 @@ class SentencesWork:
             for number, signal in enumerate(sentences.task.missing)
         ]
 
+    @property
+    def work(self) -> "SentencesWork":
+        """Itself: what is to be committed, as of an `OpenShard`."""
+        return self
+
     def compute(self, on_batch: Callable[[ShardReport], None]) -> None:
         """Runs the teachers over the sentences. What is left is `commit`, also while the next one is computed."""
         try:

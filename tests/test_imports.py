@@ -122,6 +122,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "runners",
         "banks",
         "builder",
+        "corpora",
         "inspection",
         "shard_work",
         "shard_report",

@@ -96,7 +96,7 @@ class _LocalRun:
             failed: Future[ShardReport] = Future()
             failed.set_exception(error)
             return failed
-        return self.committing.submit(opened.commit)
+        return self.committing.submit(opened.work.commit)
 
     def _settle(self, task: Task, future: "Future[ShardReport]", attempt: int) -> list[Task]:
         """Notes how a shard ended; raises what would go wrong with any shard. Returns it if it is to be tried again."""

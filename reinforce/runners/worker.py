@@ -20,13 +20,15 @@ from typing import Any, Protocol
 import torch
 
 from reinforce.banks import write_banks
-from reinforce.builder import Opened, compute, open_shards
+from reinforce.builder import compute, open_shards
 from reinforce.config import BuildConfig
+from reinforce.corpora import SentencesWork
 from reinforce.plan import BuildPlan, load_plan
 from reinforce.prefetch import Prefetcher, StageTimes, Task, missing_of
 from reinforce.runners.failures import Failure
 from reinforce.selection import Selection
 from reinforce.shard_report import ShardReport, stored_report, stored_sentences_report
+from reinforce.shard_work import ShardWork
 from reinforce.storage import Carried, ShardRef, Store, accept, open_spool, open_store
 
 
@@ -160,15 +162,15 @@ class ShardWorker:
                 else:
                     if committing is not None:
                         committing.result()  # at most one shard waits in the spool
-                    committing = pool.submit(self._commit, opening)
+                    committing = pool.submit(self._commit, opening.work)
                 self._stem, self._report = None, ShardReport("")
 
-    def _commit(self, opened: Opened) -> None:
+    def _commit(self, work: ShardWork | SentencesWork) -> None:
         """Publishes a shard, while the next one is computed."""
         try:
-            self._finish(opened.report.stem, opened.commit())
+            self._finish(work.report.stem, work.commit())
         except Exception as error:
-            self._finish(opened.report.stem, Failure.of(error))
+            self._finish(work.report.stem, Failure.of(error))
 
     def _finish(self, stem: str, result: ShardReport | Failure) -> None:
         if isinstance(result, ShardReport):
