@@ -83,6 +83,20 @@ def test_what_is_near_is_what_brute_force_finds(count: int, monkeypatch: pytest.
     assert found.ranks.tolist() == ranks
 
 
+def test_what_float32_cannot_tell_apart_is_in_its_exact_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cosines that differ by a billionth, a hundredth of what a product of float32 is off by."""
+    monkeypatch.setattr(grounding, "_BLOCK_ROWS", 32)
+    generator = np.random.default_rng(8)
+    like = (generator.standard_normal(64) / 8 + 1e-4 * generator.standard_normal((260, 64))).astype(np.float16)
+    images, rows = like[:60], like[60:]
+    tops = io.BytesIO()
+    found = grounding.ground(iter([(np.arange(60), images)]), rows, 5, tops)
+    cosines = cosines_of(images, rows)
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :5]
+    np.testing.assert_array_equal(np.frombuffer(tops.getvalue(), np.int32).reshape(60, 5), nearest)
+    np.testing.assert_array_equal(found.images, cosines.argmax(axis=0))
+
+
 @pytest.mark.parametrize("num_probed", [2, 11])
 def test_in_cells_what_is_near_is_what_brute_force_finds_in_these(
     num_probed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
