@@ -16,13 +16,12 @@ from reinforce.config.build import (
     ViewsConfig,
 )
 from reinforce.config.corpus import CorpusConfig
+from reinforce.config.loss import LOSSES_OF_IMAGE_TOWERS, LossConfig
 from reinforce.config.modality import ModalityConfig, ValueRange
 from reinforce.config.recipe import Recipe, builtin_recipes, load_recipe, parse_recipe
 from reinforce.config.student import (
-    LOSSES_OF_IMAGE_TOWERS,
     DataConfig,
     EvaluationConfig,
-    LossConfig,
     OptimizerConfig,
     SentencesConfig,
     StudentConfig,
