@@ -70,6 +70,8 @@ CIFAR10_ARMS = {
     "vl-pvl": Arm("unpaired", evaluation=BY_BANK_OF_CIFAR10),
     "vl-pvl-udist": Arm("unpaired", WITH_UDIST, evaluation=BY_BANK_OF_CIFAR10),
     "vl-pvl-cosine": Arm("unpaired", {"loss.cosine_weight": 1.0}, evaluation=BY_BANK_OF_CIFAR10),
+    # The published scale, which suits large CLIPs; the recipe's is the teacher's own.
+    "vl-pvl-scale-100": Arm("unpaired", {"loss.similarity_scale": 100}, evaluation=BY_BANK_OF_CIFAR10),
     "clean-target": Arm("clean-targets", evaluation=BY_BANK_OF_CIFAR10),
 }
 
