@@ -1,9 +1,10 @@
 """The second stream of loss dime_fm: what teachers said of sentences that have nothing to do with the images.
 
 It runs in the training process, and its order comes from keys of its own, so that no batch of images depends on it.
-Files are dealt to the processes visit by visit; `open_files` of a process's visits are shuffled together, and the files
-of the next ones are read in a thread meanwhile. The embeddings of both groups are in memory: eight files of 100,000
-sentences at 768 dims take 1.2 GB. A file that is in the group at hand is not read again for the next.
+Files are dealt to the processes visit by visit; up to `open_files` of a process's visits, all of one pass, are shuffled
+together, and the files of the next ones are read in a thread meanwhile. The embeddings of both groups are in memory:
+eight files of 100,000 sentences at 768 dims take 1.2 GB. A file that is in the group at hand is not read again for the
+next.
 """
 
 import itertools
@@ -59,6 +60,8 @@ class _Group:
     files: dict[str, _File]
     """By stem."""
     visited: list[_File]
+    num_visits: int
+    """Those to files that are left out, too."""
     order: Int64[np.ndarray, " usable"]
     counts: Counter[str]
     """What was left out, by reason."""
@@ -126,29 +129,29 @@ class SentenceStream:
     def _groups(self, store: Store) -> Generator[tuple[int, _Group]]:
         """The groups from that of `position` on, with their numbers, each read while the one before it is used."""
         plan, first = self.plan, self.position.group
-        size = plan.config.open_files
-        todo = visits(
-            plan.stems,
-            plan.seed,
-            worker=self._rank,
-            num_workers=self._world_size,
-            start=first * size,
-            kind=_KIND,
-        )
+        todo = itertools.islice(self._visits(), first, None)
         num_idle_visits, left_out = 0, Counter[str]()
         with ThreadPoolExecutor(1, "sentences") as pool:
-            ahead = pool.submit(self._read, store, list(itertools.islice(todo, size)), {})
+            ahead = pool.submit(self._read, store, next(todo), {})
             for number in itertools.count(first):
                 group = ahead.result()
-                ahead = pool.submit(self._read, store, list(itertools.islice(todo, size)), group.files)
+                ahead = pool.submit(self._read, store, next(todo), group.files)
                 left_out += group.counts
-                num_idle_visits = 0 if len(group.order) else num_idle_visits + size
+                num_idle_visits = 0 if len(group.order) else num_idle_visits + group.num_visits
                 if num_idle_visits >= 2 * len(plan.stems):
                     raise ReadError(
                         f"{plan.dataset_uri}: not one usable sentence in {num_idle_visits} visits to files of them "
                         f"(the run has {len(plan.stems):,}): {format_counts(left_out) or 'they keep none'}"
                     )
                 yield number, group
+
+    def _visits(self) -> Iterator[list[Visit]]:
+        """The visits of each group. A group ends with its pass: no sentence is shuffled together with itself."""
+        plan = self.plan
+        every = visits(plan.stems, plan.seed, worker=self._rank, num_workers=self._world_size, kind=_KIND)
+        for _, of_pass in itertools.groupby(every, key=lambda visit: visit.number):
+            while group := list(itertools.islice(of_pass, plan.config.open_files)):
+                yield group
 
     def _read(self, store: Store, group: list[Visit], at_hand: dict[str, _File]) -> _Group:
         """The files of some visits; those at hand are not read again."""
@@ -161,7 +164,7 @@ class SentenceStream:
                 counts += file.counts
         places = [f"{visit.number}/{visit.stem}" for visit in group]
         num_rows = sum(len(file.usable) for file in visited)
-        return _Group(files, visited, permutation(num_rows, self.plan.seed, _KIND, "rows", *places), counts)
+        return _Group(files, visited, len(group), permutation(num_rows, self.plan.seed, _KIND, "rows", *places), counts)
 
     def _read_file(self, store: Store, stem: str, counts: Counter[str]) -> _File | None:
         """A file of sentences; None, and counted, if the recipe skips what is wrong with it."""
