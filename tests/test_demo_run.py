@@ -180,7 +180,7 @@ def test_scenes_and_sentences_about_others_are_written_once_and_a_student_learns
     with corpus.open_sentences(corpus.stems[0]) as file:
         assert sum(text is not None for text in file.read().column("text").to_pylist()) > 6
     # What the study of stored views compares with: the same sizes, another target, still a dataset.
-    clean = write_with_clean_targets(reinforced, tmp_path / "clean")
+    clean = write_with_clean_targets(reinforced, tmp_path / "clean", 12)
     embeddings = reinforce.open_dataset(str(clean)).table("embeddings/demo_a/image", "00000")
     assert embeddings.column("view_001").equals(embeddings.column("view_000"))
     losses = []
