@@ -144,6 +144,27 @@ def test_a_second_teacher_needs_no_source(tmp_path: Path) -> None:
     )
 
 
+def test_that_some_files_are_gone_is_a_mistake(tmp_path: Path) -> None:
+    """What the dataset holds stands for a corpus of which nothing is there, never for one that is there in part."""
+    write_lines(tmp_path / "a.txt", ["a"])
+    write_lines(tmp_path / "b.txt", ["b"])
+    both = plan_of([str(tmp_path / "a.txt"), f"{tmp_path}/b.{{txt,jsonl}}", f"{tmp_path}/c*.txt"], root=str(tmp_path))
+    store = open_store(str(tmp_path / "out"), create=True)
+    build(plan_of(str(tmp_path / "a.txt"), root=str(tmp_path)), tmp_path / "out")
+    with pytest.raises(StorageError, match=r"1 of 2 members of file://.*/b\.\{txt,jsonl\} have no file of sentences"):
+        find_sentences(both.config, store)
+    write_lines(tmp_path / "b.jsonl", ["{}"])
+    (tmp_path / "b.txt").rename(tmp_path / "b.moved")
+    gone = plan_of([f"{tmp_path}/{{b,d}}.txt", str(tmp_path / "a.txt")], root=str(tmp_path))
+    with pytest.raises(StorageError, match=r"web: 2 of 2 members of file://.*/\{b,d\}\.txt have no") as raised:
+        find_sentences(gone.config, store)
+    assert "\n" not in str(raised.value)
+    (tmp_path / "a.txt").unlink()
+    found = find_sentences(gone.config, store)
+    assert [ref.stem for ref in found.refs] == ["corpora/web/a"]
+    assert len(found.notes) == 1
+
+
 def test_a_sentence_without_finite_embedding_is_null(tmp_path: Path) -> None:
     class Broken(FakeTeacher):
         def embed_tokens(self, texts: Sequence[TokenizedText]) -> Embeddings:
@@ -236,6 +257,7 @@ def config_of(files: Any, teachers: Sequence[str] = ("t",), **fields: Any) -> Re
         (["a.txt", "a.jsonl"], {}, r"web: file://.*a\.txt and file://.*a\.jsonl have one stem: rename one of them"),
         (["a.txt", "."], {}, r"web: file://.*a\.txt is named twice: two files of sentences with one stem"),
         (["a.txt"], {"root": "deep"}, r"web: file://.*a\.txt is outside the source root file://.*deep: pass root"),
+        (["@nowhere"], {}, r"web: cannot read the list of files of sentences file://.*nowhere: no such file"),
         (["*.parquet"], {}, r"web: no \*\.txt, \*\.jsonl or \*\.parquet matches"),
         (["a.txt"], {"teachers": ()}, r"build\.corpora\.web: nothing embeds it; name a teacher in build\.teachers"),
     ],
@@ -248,7 +270,8 @@ def test_files_that_cannot_be_meant(files: list[str], fields: dict[str, Any], me
     if files[-1] == ".":
         (tmp_path / "a.jsonl").unlink()
     root = {"root": str(tmp_path / fields.pop("root"))} if "root" in fields else {}
-    recipe = config_of([str(tmp_path / name) for name in files], **fields, **root)
+    given = [f"@{tmp_path / name[1:]}" if name.startswith("@") else str(tmp_path / name) for name in files]
+    recipe = config_of(given, **fields, **root)
     with pytest.raises((StorageError, ConfigError), match=message) as raised:
         ask([str(tmp_path / "images")], str(tmp_path / "out"), recipe, None, (), None, None)
     assert "\n" not in str(raised.value)

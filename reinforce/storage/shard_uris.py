@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from urllib.parse import unquote
 
 from .braces import expand_braces
 from .location import Location, parse_location
@@ -85,8 +86,9 @@ def find_shards(uris: Sequence[str], root: str | None = None, kind: FileKind = T
 
     The root is `root`, or the deepest folder that holds everything asked for: a folder asked for is its own root, a
     pattern's is the part before its first special character. Shards outside the root, or with one stem, are refused.
+    So is a URI that has nothing: with `NothingThereError` if all that was asked for is not there.
     """
-    requests = [_request(location, kind) for location in _read_lists(uris)]
+    requests = [_request(location, kind) for location in _read_lists(uris, kind)]
     if not requests:
         raise StorageError(f"no {kind.nouns}: give a folder, {kind.one}, a pattern or @list.txt")
     first = requests[0].given
@@ -95,11 +97,10 @@ def find_shards(uris: Sequence[str], root: str | None = None, kind: FileKind = T
     root_location = _root(requests, root)
     listing = _Listing(first, kind)
     found: dict[str, int] = {}
-    for request in requests:
-        for info in listing.shards(request):
-            if info.path in found:
-                raise StorageError(f"{first.at(info.path).uri} is named twice: two {kind.nouns} with one stem")
-            found[info.path] = info.size
+    for info in _all_of(requests, listing):
+        if info.path in found:
+            raise StorageError(f"{first.at(info.path).uri} is named twice: two {kind.nouns} with one stem")
+        found[info.path] = info.size
     store = root_location.open()
     shards: dict[str, ShardRef] = {}
     for path, size in found.items():
@@ -110,6 +111,20 @@ def find_shards(uris: Sequence[str], root: str | None = None, kind: FileKind = T
     return store.uri, [shards[stem] for stem in sorted(shards)]
 
 
+def _all_of(requests: Sequence[_Request], listing: "_Listing") -> list[ObjectInfo]:
+    """What all requests mean. That one of several has nothing is a mistake; that none has is told apart from it."""
+    found: list[ObjectInfo] = []
+    empty: list[NothingThereError] = []
+    for request in requests:
+        try:
+            found += listing.shards(request)
+        except NothingThereError as error:
+            empty.append(error)
+    if empty:
+        raise empty[0] if len(empty) == len(requests) else StorageError(str(empty[0]))
+    return found
+
+
 def _shard(store: Store, root: Location, path: str, size: int, kind: FileKind) -> ShardRef:
     if root.path and not path.startswith(f"{root.path}/"):
         raise StorageError(f"{root.at(path).uri} is outside the source root {root.uri}: pass {kind.root}")
@@ -117,7 +132,7 @@ def _shard(store: Store, root: Location, path: str, size: int, kind: FileKind) -
     return ShardRef(store, below, below.removesuffix(kind.suffix(below)), size)
 
 
-def _read_lists(uris: Iterable[str]) -> Iterator[Location]:
+def _read_lists(uris: Iterable[str], kind: FileKind) -> Iterator[Location]:
     for uri in uris:
         if not uri.startswith("@"):
             yield parse_location(uri)
@@ -127,7 +142,7 @@ def _read_lists(uris: Iterable[str]) -> Iterator[Location]:
         try:
             lines = location.at(folder).open().read(name).decode("utf-8-sig").splitlines()
         except (FileNotFoundError, UnicodeDecodeError) as error:
-            raise StorageError(f"cannot read the list of shards {location.uri}: {_reason(error)}") from None
+            raise StorageError(f"cannot read the list of {kind.nouns} {location.uri}: {_reason(error)}") from None
         stripped = (line.strip() for line in lines)
         yield from (parse_location(line) for line in stripped if line and not line.startswith("#"))
 
@@ -153,6 +168,11 @@ def _request(given: Location, kind: FileKind) -> _Request:
     files = tuple(name for name in names if kind.suffix(name))
     folders = tuple(name for name in names if not kind.suffix(name))
     return _Request(given, _parent(path[: special.start()]), files, folders, globs)
+
+
+def _pattern(given: Location) -> str:
+    """Its URI, with the special characters of a pattern as they were typed."""
+    return re.sub("%(2A|3F|5B|5D|7B|7D|2C|21)", lambda quoted: unquote(quoted[0]), given.uri)
 
 
 def _parent(path: str) -> str:
@@ -239,9 +259,9 @@ class _Listing:
         if count > 1:
             few = ", ".join(self._bucket.at(member).uri for member in missing[:3])
             more = ", ..." * (len(missing) > 3)
-            return f"{len(missing)} of {count} members of {given.uri} have no {kind.noun}: {few}{more}"
+            return f"{len(missing)} of {count} members of {_pattern(given)} have no {kind.noun}: {few}{more}"
         if request.globs:
-            return f"no {kind.any} matches {given.uri}"
+            return f"no {kind.any} matches {_pattern(given)}"
         if given.is_local and not os.path.exists(f"/{given.path}"):
             return f"no such file or folder: {given.uri}"
         return f"no such object: {given.uri}" if request.files else f"no {kind.any} below {given.uri}"
