@@ -294,10 +294,21 @@ def test_every_way_to_name_files(tmp_path: Path) -> None:
 
 
 def test_images_may_not_be_called_as_sentences_are(tmp_path: Path) -> None:
-    write_tar(tmp_path / "images" / "corpora" / "x" / "s.tar", pairs(1))
-    recipe = config_of(str(write_lines(tmp_path / "a.txt", ["x"])))
-    with pytest.raises(ConfigError, match=r"--shards: corpora/x/s: that is what sentences of a corpus are called"):
-        ask(str(tmp_path / "images"), str(tmp_path / "out"), recipe, None, (), None, None)
+    """Not in a build without corpora either; a dataset that has such shards goes on with them, and has no corpora."""
+    images, output = tmp_path / "images", str(tmp_path / "out")
+    write_tar(images / "corpora" / "x" / "s.tar", pairs(1))
+    with_corpora = config_of(str(write_lines(tmp_path / "a.txt", ["x"])))
+    without = Recipe.model_validate({"build": {"teachers": {"t": {"model": "fake"}}}})
+    for recipe in (with_corpora, without):
+        with pytest.raises(ConfigError, match=r"--shards: corpora/x/s: that is what sentences of a corpus are called"):
+            ask(str(images), output, recipe, None, (), None, None)
+    open_store(output, create=True).put("samples/corpora/x/s.parquet", b"of an earlier version")
+    assert [ref.stem for ref in ask(str(images), output, without, None, (), None, None).refs] == ["corpora/x/s"]
+    with pytest.raises(ConfigError, match=r"build\.corpora\.web: the dataset has samples/corpora/x/s\.parquet, images"):
+        ask(str(images), output, with_corpora, None, (), None, None)
+    write_tar(images / "corpora" / "x" / "t.tar", pairs(1))
+    with pytest.raises(ConfigError, match=r"--shards: corpora/x/t: that is what"):
+        ask(str(images), output, without, None, (), None, None)
 
 
 def test_s3_to_s3_is_the_local_build(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

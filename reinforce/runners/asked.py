@@ -10,7 +10,7 @@ from reinforce.banks import resolve_banks
 from reinforce.config import BuildConfig, ConfigError, CorpusConfig, Recipe, load_recipe
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.dataset import DATASET_FILE, read_document
-from reinforce.shards.schema import CORPUS_FILE, check_stem, corpus_stem
+from reinforce.shards.schema import CORPUS_FILE, check_stem, corpus_stem, spine_file
 from reinforce.storage import SENTENCES, NothingThereError, ShardRef, StorageError, Store, find_shards, open_store
 
 
@@ -60,8 +60,7 @@ def ask(
     else:
         why = "there is no dataset yet to add corpora to" if config.corpora else "a build needs some"
         raise ConfigError(f"--shards: none given, and {why}: give a folder, a .tar, a pattern or @list.txt")
-    if config.corpora:
-        _refuse_corpora(refs)
+    _refuse_corpora(refs, config, store)
     found = find_sentences(config, store, limit_shards)
     return Asked(given, config, source_root, found.roots, [*refs, *found.refs], found.notes, selection)
 
@@ -138,11 +137,23 @@ def _check_stem(stem: str, option: str) -> None:
         raise ConfigError(f"{option}: {error}; rename the shard") from None
 
 
-def _refuse_corpora(refs: Sequence[ShardRef]) -> None:
-    """Refuses shards of images that are called as files of sentences are."""
-    for ref in refs:
-        if ref.stem.startswith("corpora/"):
-            raise ConfigError(f"--shards: {ref.stem}: that is what sentences of a corpus are called; rename the folder")
+def _refuse_corpora(refs: Sequence[ShardRef], config: BuildConfig, output: Store) -> None:
+    """Refuses shards of images that are called as files of sentences are, and corpora beside such shards.
+
+    Those that a dataset without corpora has already may be gone on with.
+    """
+    called = [ref.stem for ref in refs if ref.stem.startswith("corpora/")]
+    if not called and not config.corpora:
+        return
+    stored = {info.path for info in output.list("samples/corpora")}
+    if config.corpora and stored:
+        raise ConfigError(
+            f"build.corpora.{next(iter(config.corpora))}: the dataset has {min(stored)}, images of a shard that is "
+            "called as sentences of a corpus are; build to another --output"
+        )
+    for stem in called:
+        if spine_file(stem) not in stored:
+            raise ConfigError(f"--shards: {stem}: that is what sentences of a corpus are called; rename the folder")
 
 
 def _narrow(refs: list[ShardRef], selection: Selection | None, limit: int | None) -> list[ShardRef]:
