@@ -132,6 +132,10 @@ def test_a_line_of_any_length_is_not_read_whole(too_long: str, tmp_path: Path, m
     data = lines(["first", "ä" * 5000, " " * 5000, "last"])
     cut = ["ä" * 10, "[too_long_sentence]"] if too_long == "truncate" else ["[too_long_sentence]"] * 2
     assert outcome(data, ".txt", tmp_path, max_characters=10, too_long=too_long) == ["first", *cut, "last"]
+    # A byte order mark is a part of the line that is measured.
+    for start in ("\ufeff", "\ufeff" + "z" * 97, "\ufeff" + "z" * 98):
+        marked = outcome(lines([start + "ä" * 5000, "last"]), ".txt", tmp_path, max_characters=10, too_long=too_long)
+        assert len(marked) == 2, len(start)
     # Half a JSON object says nothing.
     found = outcome(objects(["first", "ä" * 5000, "last"]), ".jsonl", tmp_path, max_characters=10, too_long=too_long)
     assert found == ["first", "[too_long_sentence]", "last"]

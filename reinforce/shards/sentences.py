@@ -98,10 +98,12 @@ def _open(path: Path, suffix: str) -> BinaryIO:
 
 
 def _lines(file: BinaryIO) -> Iterator[_Record]:
-    line = file.readline(MAX_LINE_BYTES + 1).removeprefix(codecs.BOM_UTF8)
+    line, mark = file.readline(MAX_LINE_BYTES + 1), codecs.BOM_UTF8
     while line:
         is_whole = line.endswith(b"\n") or len(line) <= MAX_LINE_BYTES
-        yield _Record(line, is_whole)
+        if data := line.removeprefix(mark):
+            yield _Record(data, is_whole)
+        mark = b""
         if not is_whole:
             while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                 pass
