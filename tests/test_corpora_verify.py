@@ -83,6 +83,7 @@ def test_the_golden_corpora_have_no_fault(copy: Path) -> None:
         (replaced("text", 7, "木" * 41), "text", 7, "has more than 40 characters"),
         (replaced("text", 7, " spare"), "text", 7, "is empty, or not stripped"),
         (replaced("text", 7, ""), "text", 7, "is empty, or not stripped"),
+        (replaced("text", 7, "sp\0are"), "text", 7, "holds U+0000"),
         (replaced("text", 7, "A dog runs over grass."), "text", 7, "was there before"),
         (lambda t: t.cast(SENTENCES_SCHEMA.set(1, pa.field("text", pa.large_string()))), None, None, "another schema"),
     ],

@@ -90,6 +90,16 @@ def test_lines_that_are_no_sentences(tmp_path: Path) -> None:
     assert outcome(data, ".txt", tmp_path, max_characters=14) == [*expected, "y" * 9]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_no_utf_8(encoding: str, tmp_path: Path) -> None:
+    found = records("a cat\na dog\n".encode(encoding), ".txt", tmp_path)
+    assert {sentence.drop and sentence.drop.reason.value for sentence in found} == {"not_utf8"}
+    assert found[0].drop
+    assert found[0].drop.detail == f"a NUL at character {int(encoding == 'utf-16-le')}"
+    assert outcome(objects(["a cat", "a\0dog"]), ".jsonl", tmp_path) == ["a cat", "[not_utf8]"]
+    assert outcome(parquet(["a cat", "a\0dog"]), ".parquet", tmp_path) == ["a cat", "[not_utf8]"]
+
+
 def test_objects_that_are_no_sentences(tmp_path: Path) -> None:
     texts = [b'{"text": "good"}', b"{", b'["text"]', b'{"other": "x"}', b'{"text": 7}', b'{"text": null}', b""]
     texts += [b'{"text": " "}', b'{"text": "\\ud800"}', b'{"text": "\xff"}', b"[" * 100_000, b'{"text": "good"}']

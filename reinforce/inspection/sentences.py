@@ -83,6 +83,7 @@ def _faults_of_rows(table: pa.Table, content: dict[str, Any]) -> Iterator[tuple[
     yield "text", f"has more than {most} characters", pc.greater(pc.utf8_length(text), most)
     is_bare = (found is not None and (not found or found != found.strip()) for found in _each(text))
     yield "text", "is empty, or not stripped", pa.chunked_array([pa.array(is_bare, pa.bool_())])
+    yield "text", "holds U+0000", pc.match_substring(text, "\0")
     yield "text", "was there before", _repeated(text)
     limit = content["limit_samples"]
     is_after = pa.array(np.arange(len(table)) >= (len(table) if limit is None else limit))

@@ -28,6 +28,7 @@ MAX_LINE_BYTES = 16 * 1024**2
 
 _ROWS_AT_ONCE = 1024
 _DIGEST_BYTES = 16
+_NUL = "\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ def _sentence(key: str, record: _Record, config: CorpusConfig, seen: set[bytes])
         text, _ = codecs.utf_8_decode(record.data, "strict", record.is_whole)
     except UnicodeDecodeError as error:
         return Sentence(key, drop=Drop(DropReason.NOT_UTF8, f"at byte {error.start}"))
+    if _NUL in text:  # what UTF-16 looks like
+        return Sentence(key, drop=Drop(DropReason.NOT_UTF8, f"a NUL at character {text.index(_NUL)}"))
     text = text.strip()
     is_cut = not record.is_whole or len(text) > config.max_characters
     if not text and record.is_whole:
