@@ -36,6 +36,8 @@ from reinforce.texts import ShardTexts, TextRow
 
 _SOURCE = "sentences"
 """What `ShardTexts` knows the texts by."""
+_KEPT_AT_ONCE = 256
+"""Sentences that go to the teachers together. Drops do not count: those the dataset holds come without them."""
 
 
 def reinforce_texts(
@@ -131,6 +133,7 @@ class SentencesWork:
 
     def _compute(self, writing: Behind, on_batch: Callable[[ShardReport], None]) -> None:
         towers = [(ShardTexts(file.signal.teacher, self.times), file) for file in self._files]
+        waiting: list[Sentence] = []
         for batch in self.sentences.batches():
             kept = [sentence for sentence in batch if sentence.drop is None]
             self.report.num_sentences += len(batch)
@@ -138,12 +141,20 @@ class SentencesWork:
             self.report.num_truncated_sentences += sum(sentence.is_cut for sentence in kept)
             self.report.drops.update(sentence.drop.reason for sentence in batch if sentence.drop)
             writing.submit(self._write_sentences, batch)
-            keys, texts = [sentence.key for sentence in kept], [[sentence.text] for sentence in kept]
-            for tower, file in towers:
-                writing.submit(self._write_rows, file, tower.add(keys, {_SOURCE: texts}))
+            waiting += kept
+            while len(waiting) >= _KEPT_AT_ONCE:
+                self._embed(waiting[:_KEPT_AT_ONCE], towers, writing)
+                del waiting[:_KEPT_AT_ONCE]
             on_batch(self.report)
+        self._embed(waiting, towers, writing)
         for tower, file in towers:
             writing.submit(self._write_rows, file, tower.finish())
+
+    def _embed(self, kept: list[Sentence], towers: list[tuple[ShardTexts, _EmbeddingFile]], writing: Behind) -> None:
+        """Gives sentences to every teacher, and what is complete to the files."""
+        keys, texts = [sentence.key for sentence in kept], [[sentence.text] for sentence in kept]
+        for tower, file in towers:
+            writing.submit(self._write_rows, file, tower.add(keys, {_SOURCE: texts}))
 
     def _write_sentences(self, batch: list[Sentence]) -> None:
         if self._spine is not None:

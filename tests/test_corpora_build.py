@@ -144,6 +144,27 @@ def test_a_second_teacher_needs_no_source(tmp_path: Path) -> None:
     )
 
 
+def test_the_same_passes_from_the_source_and_from_the_dataset(tmp_path: Path) -> None:
+    """What shares a pass must not depend on the records between: drops, which the dataset's sentences come without."""
+
+    class Recording(FakeTeacher):
+        def __init__(self, name: str) -> None:
+            super().__init__(name)
+            self.passes: list[list[bytes]] = []
+
+        def embed_tokens(self, texts: Sequence[TokenizedText]) -> Embeddings:
+            self.passes.append([bytes(text.ids.tolist()) for text in texts])
+            return super().embed_tokens(texts)
+
+    first, second = Recording("first"), Recording("second")
+    lines = [text for index in range(600) for text in (f"{index} " + "x" * (index % 30), "")]
+    write_lines(tmp_path / "in" / "a.txt", lines)
+    build(plan_of(str(tmp_path / "in"), [first]), tmp_path / "out")
+    build(plan_of(str(tmp_path / "in"), [first, second]), tmp_path / "out")
+    assert sum(len(texts) for texts in first.passes) == 600
+    assert first.passes == second.passes
+
+
 def test_that_some_files_are_gone_is_a_mistake(tmp_path: Path) -> None:
     """What the dataset holds stands for a corpus of which nothing is there, never for one that is there in part."""
     write_lines(tmp_path / "a.txt", ["a"])
