@@ -204,3 +204,27 @@ def test_a_column_that_is_not_there_or_holds_no_strings(tmp_path: Path) -> None:
         outcome(parquet(["a"]), ".parquet", tmp_path, column="caption")
     with pytest.raises(ShardError, match="has no strings in column id: it is of type int64"):
         outcome(parquet(["a"]), ".parquet", tmp_path, column="id")
+
+
+def test_a_column_whose_name_is_that_of_a_field(tmp_path: Path) -> None:
+    """Parquet calls the field `b` of a struct `a` as it calls a column `a.b`."""
+    sink = pa.BufferOutputStream()
+    table = pa.table({"a": [{"b": "field"}], "a.b": ["column"], "c": [{"d": "field"}]})
+    pq.write_table(table, sink)
+    data = sink.getvalue().to_pybytes()
+    assert outcome(data, ".parquet", tmp_path, column="a.b") == ["column"]
+    with pytest.raises(ShardError, match=r"has no column c\.d; it has a, a\.b, c"):
+        outcome(data, ".parquet", tmp_path, column="c.d")
+
+
+def test_long_texts_of_parquet_are_not_held_together(tmp_path: Path) -> None:
+    data = parquet([f"{number}" + "x" * 20_000 for number in range(1500)], write_batch_size=8, use_dictionary=False)
+    default = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(pool)
+    try:
+        found = outcome(data, ".parquet", tmp_path)
+    finally:
+        pa.set_memory_pool(default)
+    assert found == ["[too_long_sentence]"] * 1500
+    assert 0 < pool.max_memory() < 8e6, "all are 30 MB"

@@ -1,7 +1,8 @@
 """One local file of sentences as records: lines of text, a JSON object a line, or rows of Parquet.
 
-Read as a stream: in memory are 16 MiB of a line, or some rows of one column, and a digest a distinct sentence (about
-100 bytes), by which exact duplicates are found. A file that is cut or damaged is an error, never a shorter one.
+Read as a stream: in memory are 16 MiB of a line, or a page and some rows of one column, and a digest a distinct
+sentence (about 100 bytes), by which exact duplicates are found. A file that is cut or damaged is an error, never a
+shorter one.
 """
 
 import codecs
@@ -26,7 +27,7 @@ from reinforce.shards.source import ShardError
 MAX_LINE_BYTES = 16 * 1024**2
 """What is looked at of a line: a longer one is too long a sentence, whatever comes after."""
 
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 64
 _DIGEST_BYTES = 16
 _NUL = "\0"
 
@@ -145,10 +146,10 @@ def _rows(path: Path, column: str) -> Iterator[_Record | Drop]:
         if not _is_text(schema.field(index).type):
             raise ShardError(f"has no strings in column {column}: it is of type {schema.field(index).type}")
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column], use_threads=False):
-            values = batch.column(0)
-            values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
-            for value in values.cast(pa.large_binary()).to_pylist():
-                yield Drop(DropReason.NOT_A_SENTENCE, "null") if value is None else _Record(value)
+            values = batch.column(column)  # a column `a.b` comes with the field `b` of a struct `a`
+            for value in values.dictionary_decode() if pa.types.is_dictionary(values.type) else values:
+                data = value.as_buffer()
+                yield Drop(DropReason.NOT_A_SENTENCE, "null") if data is None else _Record(data.to_pybytes())
 
 
 def _is_text(kind: Any) -> bool:
