@@ -206,6 +206,19 @@ def test_a_column_that_is_not_there_or_holds_no_strings(tmp_path: Path) -> None:
         outcome(parquet(["a"]), ".parquet", tmp_path, column="id")
 
 
+def test_objects_without_the_field(tmp_path: Path) -> None:
+    data = b"no JSON\n" + objects(["a", "b"]) + b'{"other": "c"}\n'
+    with pytest.raises(ShardError, match="has no field caption in any object; the first one has id, text") as raised:
+        outcome(data, ".jsonl", tmp_path, column="caption")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(ShardError, match=r"the first one has 'a\\nb\\ud800'$"):
+        outcome(b'{"a\\nb\\ud800": 1}\n', ".jsonl", tmp_path)
+    # One object is enough, if what it has is no string, and after the limit too.
+    expected = ["[not_a_sentence]", "[not_a_sentence]", "[not_selected]"]
+    assert outcome(b'{"id": 1}\n{}\n{"text": null}\n', ".jsonl", tmp_path, limit=2) == expected
+    assert outcome(b"no JSON\n\n", ".jsonl", tmp_path) == ["[not_a_sentence]", "[empty_sentence]"]
+
+
 def test_a_column_whose_name_is_that_of_a_field(tmp_path: Path) -> None:
     """Parquet calls the field `b` of a struct `a` as it calls a column `a.b`."""
     sink = pa.BufferOutputStream()

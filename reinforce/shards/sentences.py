@@ -44,7 +44,7 @@ def read_sentences(path: Path, suffix: str, config: CorpusConfig, *, limit: int 
     """Every record of a file once, in order; those past the first `limit` are dropped as `not_selected`.
 
     `suffix` says what the file is, such as `.txt.gz`. Raises `ShardError` where it is cut, damaged or empty, or has no
-    such column.
+    such column; of JSON that is known when all of it is read.
     """
     number, seen = 0, set[bytes]()
     with _damage():
@@ -89,7 +89,7 @@ def _records(path: Path, suffix: str, column: str) -> Iterator[_Record | Drop]:
         return
     with _open(path, suffix) as file:
         lines = _lines(file)
-        yield from (_field(line, column) for line in lines) if suffix.startswith(".jsonl") else lines
+        yield from _fields(lines, column) if suffix.startswith(".jsonl") else lines
 
 
 def _open(path: Path, suffix: str) -> BinaryIO:
@@ -114,8 +114,22 @@ def _lines(file: BinaryIO) -> Iterator[_Record]:
         line = file.readline(MAX_LINE_BYTES + 1)
 
 
-def _field(line: _Record, name: str) -> _Record | Drop:
-    """The string in a field of a JSON object."""
+def _fields(lines: Iterator[_Record], name: str) -> Iterator[_Record | Drop]:
+    """The string in a field of the JSON object of each line. If not one object has the field its name is a mistake."""
+    names_of_first: list[str] | None = None
+    is_there = False
+    for line in lines:
+        value = _object(line)
+        if isinstance(value, dict):
+            names_of_first = list(value) if names_of_first is None else names_of_first
+            is_there |= name in value
+        yield _field(value, name) if isinstance(value, dict) else value
+    if names_of_first is not None and not is_there:
+        raise ShardError(f"has no field {name} in any object; the first one has {_listed(names_of_first)}")
+
+
+def _object(line: _Record) -> dict[str, Any] | _Record | Drop:
+    """The JSON object on a line; the line itself if there is nothing on it."""
     if not line.is_whole:
         return Drop(DropReason.TOO_LONG_SENTENCE, f"a line of more than {MAX_LINE_BYTES} bytes")
     if not line.data.strip():
@@ -126,8 +140,10 @@ def _field(line: _Record, name: str) -> _Record | Drop:
         return Drop(DropReason.NOT_UTF8, f"at byte {error.start}")
     except (ValueError, RecursionError):
         return Drop(DropReason.NOT_A_SENTENCE, "not JSON")
-    if not isinstance(value, dict):
-        return Drop(DropReason.NOT_A_SENTENCE, "not a JSON object")
+    return value if isinstance(value, dict) else Drop(DropReason.NOT_A_SENTENCE, "not a JSON object")
+
+
+def _field(value: dict[str, Any], name: str) -> _Record | Drop:
     if not isinstance(value.get(name), str):
         return Drop(DropReason.NOT_A_SENTENCE, f"{name} is no string" if name in value else f"no {name}")
     try:
@@ -136,13 +152,18 @@ def _field(line: _Record, name: str) -> _Record | Drop:
         return Drop(DropReason.NOT_UTF8, "half of a surrogate pair")
 
 
+def _listed(names: list[str]) -> str:
+    """Names of fields or columns, which may be anything, on a line."""
+    return ", ".join(name if name.isprintable() else ascii(name) for name in names)[:200] or "none"
+
+
 def _rows(path: Path, column: str) -> Iterator[_Record | Drop]:
     """One column of a Parquet file, some rows at a time."""
     with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=1024**2) as file:
         schema = file.schema_arrow
         index = schema.get_field_index(column)
         if index < 0:
-            raise ShardError(f"has no column {column}; it has {', '.join(schema.names)[:200]}")
+            raise ShardError(f"has no column {column}; it has {_listed(schema.names)}")
         if not _is_text(schema.field(index).type):
             raise ShardError(f"has no strings in column {column}: it is of type {schema.field(index).type}")
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column], use_threads=False):
