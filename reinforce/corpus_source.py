@@ -15,6 +15,7 @@ from reinforce.sample import Sentence
 from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import corpus_embeddings_file, sentences_file
 from reinforce.shards.sentences import read_sentences
+from reinforce.shards.source import ShardError
 from reinforce.storage import SENTENCES, ShardRef, Store
 
 _SENTENCES_AT_ONCE = 256
@@ -28,6 +29,8 @@ class SentencesTask:
     corpus: CorpusOutline
     missing: tuple[SentenceSignal, ...]
     needs_spine: bool
+    stored: tuple[SentenceSignal, ...] = ()
+    """Those that are there, also where the sentences are gone."""
 
     @property
     def needs_source(self) -> bool:
@@ -40,8 +43,9 @@ def missing_sentences(
 ) -> SentencesTask | None:
     """What of one file is not among the `existing` files of the dataset yet, None if nothing."""
     missing = tuple(s for s in signals if corpus_embeddings_file(ref.stem, s.teacher.name) not in existing)
+    stored = tuple(signal for signal in signals if signal not in missing)
     needs_spine = sentences_file(ref.stem) not in existing
-    return SentencesTask(ref, corpus, missing, needs_spine) if missing or needs_spine else None
+    return SentencesTask(ref, corpus, missing, needs_spine, stored) if missing or needs_spine else None
 
 
 class PreparedSentences(Arrivals[list[Sentence]]):
@@ -64,7 +68,7 @@ class PreparedSentences(Arrivals[list[Sentence]]):
     def read(self, path: Path | None, output: Store) -> Iterator[list[Sentence]]:
         """The batches as they are read, from the local copy of the file or, without one, from the dataset."""
         batch: list[Sentence] = []
-        for sentence in self._from_dataset(output) if path is None else self._from_source(path):
+        for sentence in self._from_dataset(output) if path is None else self._from_source(path, output):
             batch.append(sentence)
             if len(batch) == _SENTENCES_AT_ONCE:
                 yield batch
@@ -72,9 +76,13 @@ class PreparedSentences(Arrivals[list[Sentence]]):
         if batch:
             yield batch
 
-    def _from_source(self, path: Path) -> Iterator[Sentence]:
+    def _from_source(self, path: Path, output: Store) -> Iterator[Sentence]:
         with path.open("rb") as file:
             self.source_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        for signal in self.task.stored:
+            with ShardFile(output, corpus_embeddings_file(self.stem, signal.teacher.name)) as embeddings:
+                if embeddings.footer["source_sha256"] != self.source_sha256:
+                    raise ShardError("has changed since its embeddings were written; restore it, or delete them")
         self.source_bytes = path.stat().st_size
         corpus = self.task.corpus
         suffix = SENTENCES.suffix(self.task.shard.path)

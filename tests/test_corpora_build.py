@@ -127,6 +127,22 @@ def test_a_resume_adds_what_is_missing_and_rewrites_nothing(tmp_path: Path) -> N
     assert build(plan_of(str(source)), output).done.num_files == 0
 
 
+def test_embeddings_of_another_source_are_not_kept(tmp_path: Path) -> None:
+    """Sentences that are gone are written again, but only as those that the embeddings are of."""
+    source, output = tmp_path / "a.txt", tmp_path / "out"
+    build(plan_of(str(write_lines(source, ["one", "two"]))), output)
+    spine = output / "corpora/web/sentences/a.parquet"
+    spine.unlink()
+    write_lines(source, ["two", "one"])
+    failed = build(plan_of(str(source)), output).failed
+    assert list(failed) == ["corpora/web/a"]
+    assert "has changed since its embeddings were written" in failed["corpora/web/a"]
+    assert not spine.exists()
+    write_lines(source, ["one", "two"])
+    assert build(plan_of(str(source)), output).failed == {}
+    assert spine.exists()
+
+
 def test_a_second_teacher_needs_no_source(tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     write_lines(source / "a.txt", [*MIXED, *(f"line {index}" for index in range(600))])
