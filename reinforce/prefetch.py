@@ -223,7 +223,12 @@ class Prefetcher:
         return path
 
     def _feed_sentences(self, shard: PreparedSentences, path: Path | None) -> None:
-        for batch in shard.read(path, self.output):
+        batches = shard.read(path, self.output)
+        while True:
+            with self.times.measure("parse"):
+                batch = next(batches, None)
+            if batch is None:
+                return
             self._take_slot()
             shard.put_item(batch)
             if self._stop.is_set() or shard.is_cancelled:

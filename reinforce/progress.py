@@ -24,7 +24,7 @@ from reinforce.storage import StorageError, Store
 _PLAIN_INTERVAL_S = 10.0
 _PART_INTERVAL_S = 60.0
 _RECENT_S = 30.0
-_STAGES = ("fetch", "decode", "render", "captioner", "tokenize", "teachers", "write")
+_STAGES = ("fetch", "parse", "decode", "render", "captioner", "tokenize", "teachers", "write")
 
 
 class Progress:

@@ -105,6 +105,7 @@ def test_dropped_records_are_rows_and_cost_no_neighbour(tmp_path: Path) -> None:
     (log,) = (tmp_path / "out" / "runs").rglob("*.jsonl")
     events = [json.loads(line) for line in log.read_text().splitlines()]
     (shard,) = [event for event in events if event["event"] == "shard"]
+    assert "parse" in events[-2]["stage_seconds"]
     assert (shard["stem"], shard["num_sentences"], shard["drops"]["empty_sentence"]) == ("corpora/web/a", 6, 1)
     stored = stored_sentences_report(dataset.store, "corpora/web/a", ["large", "small"])
     assert (stored.num_kept_sentences, stored.drops) == (3, summary.done.drops)
