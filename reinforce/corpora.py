@@ -4,8 +4,6 @@ Batches of sentences arrive from the thread that reads the file; every teacher e
 length. Everything is written row group by row group to the spool and committed whole at the end, the sentences first.
 """
 
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +29,7 @@ from reinforce.shards.schema import (
 )
 from reinforce.shards.source import ShardError
 from reinforce.shards.writer import ShardFileWriter, embeddings_batch, sentences_batch
+from reinforce.spooled import SpooledFiles
 from reinforce.storage import Store
 from reinforce.texts import ShardTexts, TextRow
 
@@ -87,15 +86,11 @@ class SentencesWork:
         self.report = ShardReport(sentences.stem)
         self.is_computed = False
         """Whether all of it is in the spool; the commit is what is left."""
-        self._output = output
-        self._folder = Path(tempfile.mkdtemp(dir=spool))
-        self._spine = (
-            ShardFileWriter(self._folder / "sentences.parquet", SENTENCES_SCHEMA)
-            if sentences.task.needs_spine
-            else None
-        )
+        self._spooled = SpooledFiles(spool, output, self.report)
+        needs_spine = sentences.task.needs_spine
+        self._spine = self._spooled.open("sentences", SENTENCES_SCHEMA) if needs_spine else None
         self._files = [
-            _EmbeddingFile(signal, ShardFileWriter(self._folder / f"{number}.parquet", _schema(signal)))
+            _EmbeddingFile(signal, self._spooled.open(str(number), _schema(signal)))
             for number, signal in enumerate(sentences.task.missing)
         ]
 
@@ -122,14 +117,14 @@ class SentencesWork:
             with self.times.measure("write"):
                 self._commit()
         finally:
-            self._abandon()
+            self._spooled.abandon()
         return self.report
 
     def close(self) -> None:
         """Gives back what was read and removes what is in the spool, unless all is computed and may be published."""
         if not self.is_computed:
             self.sentences.close()
-            self._abandon()
+            self._spooled.abandon()
 
     def _compute(self, writing: Behind, on_batch: Callable[[ShardReport], None]) -> None:
         towers = [(ShardTexts(file.signal.teacher, self.times), file) for file in self._files]
@@ -184,7 +179,7 @@ class SentencesWork:
                 "drops": dict(report.drops),
                 "counts": {"truncated_sentences": report.num_truncated_sentences},
             }
-            self._publish(self._spine, sentences_file(stem), common | footer)
+            self._spooled.publish(self._spine, sentences_file(stem), common | footer)
         for file in self._files:
             if file.writer.num_rows != report.num_kept_sentences:
                 found = f"{file.writer.num_rows} rows of {file.signal.folder}"
@@ -199,19 +194,7 @@ class SentencesWork:
                 "nulls": dict(+file.nulls),
                 "num_truncated_texts": file.num_truncated_texts,
             }
-            self._publish(file.writer, corpus_embeddings_file(stem, file.signal.teacher.name), common | footer)
-
-    def _publish(self, writer: ShardFileWriter, path: str, footer: dict[str, Any]) -> None:
-        if writer.commit(self._output, path, footer):
-            self.report.num_files += 1
-            self.report.num_bytes += writer.spool.stat().st_size
-        writer.spool.unlink()
-
-    def _abandon(self) -> None:
-        for writer in (self._spine, *(file.writer for file in self._files)):
-            if writer is not None:
-                writer.abandon()
-        shutil.rmtree(self._folder, ignore_errors=True)
+            self._spooled.publish(file.writer, corpus_embeddings_file(stem, file.signal.teacher.name), common | footer)
 
 
 def _schema(signal: SentenceSignal) -> Any:

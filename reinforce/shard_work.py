@@ -1,13 +1,10 @@
 """The files of one shard while they are made, in a spool of their own, and how they are published."""
 
 import hashlib
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,6 +26,7 @@ from reinforce.shards.schema import (
 )
 from reinforce.shards.source import ShardError
 from reinforce.shards.writer import ShardFileWriter, captions_batch, embeddings_batch, modality_batch
+from reinforce.spooled import SpooledFiles
 from reinforce.storage import Store
 from reinforce.texts import TextRow
 
@@ -83,14 +81,13 @@ class ShardWork:
         self.digests = {captioner.name: hashlib.sha256() for captioner in plan.captioners}
         self.is_computed = False
         """Whether all of it is in the spool; the commit is what is left."""
-        self._output = output
-        self._folder = Path(tempfile.mkdtemp(dir=spool))
+        self._spooled = SpooledFiles(spool, output, self.report)
         self.spine: ShardFileWriter | None = None
         self.files: dict[Signal, SignalFile] = {}
         if shard.task.needs_spine:
-            self.spine = ShardFileWriter(self._folder / "spine.parquet", SPINE_SCHEMA)
+            self.spine = self._spooled.open("spine", SPINE_SCHEMA)
         for missing in shard.task.missing:
-            self.files[missing.signal] = SignalFile(missing, _open_writer(missing, self._folder))
+            self.files[missing.signal] = SignalFile(missing, _open_writer(missing, self._spooled))
 
     def note_captions(self, captioner: str, keys: list[str], captions: Captions) -> None:
         """Adds captions to the digest that the embeddings made from them carry."""
@@ -113,10 +110,7 @@ class ShardWork:
 
     def abandon(self) -> None:
         """Removes what is in the spool."""
-        for writer in (self.spine, *(file.writer for file in self.files.values())):
-            if writer is not None:
-                writer.abandon()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._spooled.abandon()
 
     def _commit(self) -> None:
         shard, report = self.shard, self.report
@@ -136,7 +130,7 @@ class ShardWork:
                 "drops": dict(report.drops),
                 "counts": dict(+shard.counts),
             }
-            self._publish(self.spine, spine_file(shard.stem), source | footer)
+            self._spooled.publish(self.spine, spine_file(shard.stem), source | footer)
         for signal, file in self.files.items():
             if file.writer.num_rows != report.num_kept:
                 found = f"{file.writer.num_rows} rows of {signal.folder} for {report.num_kept} kept samples"
@@ -154,19 +148,13 @@ class ShardWork:
                 footer["num_truncated_texts"] = file.num_truncated_texts
                 if signal.source != ORIGINAL:
                     footer["captions_sha256"] = self.digests[signal.source].hexdigest()
-            self._publish(file.writer, signal.file(shard.stem), source | footer)
-
-    def _publish(self, writer: ShardFileWriter, path: str, footer: dict[str, Any]) -> None:
-        if writer.commit(self._output, path, footer):
-            self.report.num_files += 1
-            self.report.num_bytes += writer.spool.stat().st_size
-        writer.spool.unlink()
+            self._spooled.publish(file.writer, signal.file(shard.stem), source | footer)
 
 
-def _open_writer(plan: SignalPlan, folder: Path) -> ShardFileWriter:
-    path = folder / (plan.signal.folder.replace("/", "-") + ".parquet")
+def _open_writer(plan: SignalPlan, spooled: SpooledFiles) -> ShardFileWriter:
+    name = plan.signal.folder.replace("/", "-")
     if plan.signal.kind == "captions":
-        return ShardFileWriter(path, CAPTIONS_SCHEMA)
+        return spooled.open(name, CAPTIONS_SCHEMA)
     if plan.signal.kind == "modality":
-        return ShardFileWriter(path, MODALITY_SCHEMA)
-    return ShardFileWriter(path, embeddings_schema(list(plan.columns), plan.teacher.dim))
+        return spooled.open(name, MODALITY_SCHEMA)
+    return spooled.open(name, embeddings_schema(list(plan.columns), plan.teacher.dim))

@@ -151,7 +151,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "storage",
         "texts",
     ),
-    "shard_work": ("plan", "prefetch", "sample", "shard_report", "shards", "storage", "texts"),
+    "shard_work": ("plan", "prefetch", "sample", "shard_report", "shards", "spooled", "storage", "texts"),
+    "spooled": ("shard_report", "shards", "storage"),
     "corpora": (
         "corpus_plan",
         "corpus_source",
@@ -161,6 +162,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "sample",
         "shard_report",
         "shards",
+        "spooled",
         "storage",
         "texts",
     ),
