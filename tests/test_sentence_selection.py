@@ -264,6 +264,23 @@ def test_a_selection_is_what_is_found_by_hand(data: Data, tmp_path: Path, asked:
     )
 
 
+@pytest.mark.parametrize("probe", [None, 2])
+def test_images_that_have_no_clean_view_meet_nothing(
+    probe: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a row group of them, after as many others as meet the sentences together, nor all there are."""
+    monkeypatch.setattr(sentences, "IMAGE_ROWS", 20)
+    nothing, rows = np.full((5, DIM), np.nan, np.float16), unit(30, 9)
+    for folder, shards in (("some", {"a": unit(20, 8), "b": nothing}), ("none", {"b": nothing})):
+        write_clean_views(tmp_path / folder, shards, "t")
+        write_corpus(tmp_path / folder, "news", {"0": [str(row) for row in range(30)]}, {"t": {"0": rows}})
+    outcome = select(tmp_path / "some", tmp_path / "s", corpora=("news",), probe=probe)
+    assert (outcome.num_images_met, outcome.num_images_covered) == (20, 20)
+    assert [(left.reason.value, left.count) for left in outcome.images_left_out] == [("no_score", 5)]
+    with pytest.raises(ConfigError, match="none of 30 sentences is left for 0 images"):
+        select(tmp_path / "none", tmp_path / "s", corpora=("news",), probe=probe)
+
+
 def test_the_same_file_whatever_the_blocks(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And it says what made it, and is read as a selection."""
     asked = {"corpora": ("captions", "news"), "dedup": 0.97, "keep": 200}

@@ -100,8 +100,9 @@ def _image_blocks(space: Space, images: Candidates) -> Iterator[tuple[Int64[np.n
             usable = _is_usable(rows)
             lacks[here] = ~usable
             usable &= is_in[here]
-            parts.append(rows[usable])
-            numbers.append(start + np.flatnonzero(usable))
+            if usable.any():
+                parts.append(rows[usable])
+                numbers.append(start + np.flatnonzero(usable))
             start = here.stop
             if sum(map(len, parts)) >= IMAGE_ROWS:
                 yield np.concatenate(numbers), np.concatenate(parts)
