@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from reinforce.cli import app
 from reinforce.config import BuildConfig
+from reinforce.inspection.charts import run_words
 from reinforce.inspection.corpus_figures import CorpusFigures
 from reinforce.inspection.dataset_card import write_dataset_card
 from reinforce.inspection.doubts import find_doubts
@@ -72,6 +73,36 @@ def test_the_figures_of_the_golden_corpora(golden: Figures) -> None:
         ("corpora/titles/rows", "3", "twelve chars"),
         ("corpora/titles/rows", "6", "木" * 13),
     ]
+
+
+def test_what_a_thousand_take_is_told_of_images_and_sentences_apart(copy: Path) -> None:
+    """A run of both cannot tell what its seconds went to, and is in the totals alone."""
+    for number, (samples, sentences, spent_s) in enumerate([(500, 0, 10.0), (0, 4000, 6.0), (500, 40_000, 143.0)]):
+        events: list[dict[str, Any]] = [
+            {"event": "start"},
+            {"event": "shard", "stem": "s", "num_samples": samples, "num_sentences": 0},
+            {"event": "shard", "stem": "corpora/news/s", "num_samples": 0, "num_sentences": sentences},
+            {"event": "end", "elapsed_s": 2 * spent_s, "stage_seconds": {"teachers": spent_s}},
+        ]
+        folder = copy / "runs" / f"2999010{number + 1}T000000Z-00"
+        folder.mkdir(parents=True)
+        lines = [json.dumps({"time": f"2999-01-0{number + 1}T00:00:00Z"} | event) for event in events]
+        (folder / "0.jsonl").write_text("\n".join(lines))
+    figures = inspect_dataset(str(copy))
+    cost = figures.cost
+    assert cost is not None
+    assert (cost.num_samples, cost.num_timed_samples, cost.stages_per_1000) == (1000, 500, {"teachers": 20.0})
+    assert (cost.num_sentences, cost.num_timed_sentences) == (44_000, 4000)
+    assert cost.stages_per_1000_sentences == {"teachers": 1.5}
+    text = screen(figures)
+    assert "20 s: 500 samples, 2 shards, 1 worker" in text
+    assert "12 s: 4,000 sentences, 2 shards, 1 worker" in text
+    assert "500 samples, 40,000 sentences, 2 shards, 1 worker" in text
+    assert "teachers 2 min 39 s (20); in brackets seconds for 1,000 samples, of runs without sentences" in text
+    assert "for 1,000 sentences, of runs without images: teachers 1.5 s" in text
+    words = [run_words(run) for run in figures.runs]
+    assert "4,000 sentences in 12.0 s by 1 worker, 333 a second" in words[1]
+    assert "a second" not in words[2]
 
 
 def test_the_screen_tells_of_each_corpus(golden: Figures) -> None:

@@ -27,7 +27,7 @@ from reinforce.inspection.plots import (
     number_words,
     round_ticks,
 )
-from reinforce.inspection.words import count, format_bytes, label
+from reinforce.inspection.words import count, format_bytes, label, run_counts
 from reinforce.sample import DropReason
 
 
@@ -207,9 +207,11 @@ def stages(run: RunFigures) -> list[Bar]:
 
 def run_words(run: RunFigures) -> str:
     """When, by whom, how much and how fast."""
-    words = f"{run.start}: {count(run.num_samples, 'sample')} in {seconds_words(run.elapsed_s)}"
+    words = f"{run.start}: {run_counts(run)} in {seconds_words(run.elapsed_s)}"
     words += f" by {count(run.num_workers, 'worker')}" if run.num_workers else ""
-    words += f", {run.num_samples / run.elapsed_s:,.3g} a second" if run.elapsed_s and run.num_samples else ""
+    # Of a run that went through both, neither rate would say anything.
+    number = 0 if run.num_samples and run.num_sentences else run.num_samples + run.num_sentences
+    words += f", {number / run.elapsed_s:,.3g} a second" if run.elapsed_s and number else ""
     words += f"; {count(run.num_failed, 'shard')} failed" if run.num_failed else ""
     words += "" if run.end else "; still running, or cut short"
     return f"{words}. {run.hardware}".rstrip()

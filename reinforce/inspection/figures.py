@@ -160,13 +160,16 @@ class RunFigures:
     num_samples: int
     stages: dict[str, float] = field(metadata={"json": "stages_s"})
     hardware: str
+    num_sentences: int = 0
+    """Of corpora; files of sentences are among the shards."""
 
 
 @dataclass(frozen=True, slots=True)
 class CostFigures:
     """What all runs cost together. Stages are busy seconds, of the runs that came to their end and said so.
 
-    `num_timed_samples` are the samples of those runs, which `stages_per_1000` divides by.
+    What a thousand take is told from runs that had nothing else: `num_timed_samples` are those of the runs without a
+    sentence, which `stages_per_1000` divides the seconds of these by; `num_timed_sentences` of those without a sample.
     """
 
     num_runs: int
@@ -175,6 +178,11 @@ class CostFigures:
     elapsed_s: float
     stages: dict[str, float] = field(metadata={"json": "stages_s"})
     stages_per_1000: dict[str, float] = field(metadata={"json": "stages_s_per_1000_samples"})
+    num_sentences: int = 0
+    num_timed_sentences: int = 0
+    stages_per_1000_sentences: dict[str, float] = field(
+        default_factory=dict, metadata={"json": "stages_s_per_1000_sentences"}
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from reinforce.inspection.figures import CostFigures, Problem, RunFigures
 from reinforce.inspection.footers import noted
@@ -31,19 +31,36 @@ def total_cost(runs: Sequence[RunFigures]) -> CostFigures | None:
     if not runs:
         return None
     timed = [run for run in runs if run.stages]
-    stages: Counter[str] = Counter()
-    for run in timed:
-        stages.update(run.stages)  # type: ignore[arg-type]  # seconds add up as counts do
-    num_timed = sum(run.num_samples for run in timed)
-    seconds = {stage: round(float(total), 3) for stage, total in stages.items()}
+    of_images = [run for run in timed if not run.num_sentences]
+    of_sentences = [run for run in timed if run.num_sentences and not run.num_samples]
+    num_timed, num_timed_sentences = _total(of_images, "num_samples"), _total(of_sentences, "num_sentences")
     return CostFigures(
         num_runs=len(runs),
-        num_samples=sum(run.num_samples for run in runs),
+        num_samples=_total(runs, "num_samples"),
         num_timed_samples=num_timed,
         elapsed_s=round(sum(run.elapsed_s for run in runs), 3),
-        stages=seconds,
-        stages_per_1000={stage: 1000 * total / num_timed for stage, total in seconds.items()} if num_timed else {},
+        stages=_stages(timed),
+        stages_per_1000=_per_1000(of_images, num_timed),
+        num_sentences=_total(runs, "num_sentences"),
+        num_timed_sentences=num_timed_sentences,
+        stages_per_1000_sentences=_per_1000(of_sentences, num_timed_sentences),
     )
+
+
+def _total(runs: Sequence[RunFigures], name: Literal["num_samples", "num_sentences"]) -> int:
+    return sum(getattr(run, name) for run in runs)
+
+
+def _stages(runs: Sequence[RunFigures]) -> dict[str, float]:
+    """Their busy seconds, added up."""
+    stages: Counter[str] = Counter()
+    for run in runs:
+        stages.update(run.stages)  # type: ignore[arg-type]  # seconds add up as counts do
+    return {stage: round(float(total), 3) for stage, total in stages.items()}
+
+
+def _per_1000(runs: Sequence[RunFigures], number: int) -> dict[str, float]:
+    return {stage: 1000 * total / number for stage, total in _stages(runs).items()} if number else {}
 
 
 @dataclass(slots=True)
@@ -57,6 +74,7 @@ class _Run:
     stages: dict[str, float] = field(default_factory=dict)
     num_shards: int = 0
     num_samples: int = 0
+    num_sentences: int = 0
     failed: set[str] = field(default_factory=set)
     hardware: Mapping[str, Any] = field(default_factory=dict)
     gpus: dict[str, str | None] = field(default_factory=dict)
@@ -73,6 +91,7 @@ class _Run:
             case "shard":
                 self.num_shards += 1
                 self.num_samples += event.get("num_samples", 0)
+                self.num_sentences += event.get("num_sentences", 0)
                 self.failed.discard(event.get("stem", ""))
             case "failed":
                 self.failed.add(event.get("stem", ""))
@@ -90,7 +109,7 @@ class _Run:
         num_workers = self.most_workers or 1
         return RunFigures(
             run, self.start, self.end, elapsed_s, num_workers, self.num_shards, len(self.failed), self.num_samples,
-            self.stages, self._hardware(),
+            self.stages, self._hardware(), self.num_sentences,
         )  # fmt: skip
 
     def _count_workers(self) -> None:

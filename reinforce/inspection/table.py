@@ -1,6 +1,6 @@
 """The figures as one screen of text, 80 columns wide or more; plain when piped."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -8,7 +8,7 @@ from rich.text import Text
 
 from reinforce.formatting import format_seconds
 from reinforce.inspection.corpus_words import corpus_lines
-from reinforce.inspection.figures import Distribution, Figures, RunFigures
+from reinforce.inspection.figures import CostFigures, Distribution, Figures, RunFigures
 from reinforce.inspection.words import (
     bank_line,
     complete_line,
@@ -19,6 +19,7 @@ from reinforce.inspection.words import (
     modality_line,
     percent,
     printable,
+    run_counts,
     sampled_line,
     samples_line,
     size_line,
@@ -158,16 +159,25 @@ def _cost(figures: Figures) -> Lines:
     lines = [("runs", _run(run)) for run in runs[-_MOST_RUNS:]]
     if len(runs) > _MOST_RUNS:
         lines.insert(0, ("runs", f"{count(len(runs), 'run')}, {_seconds(cost.elapsed_s)} in all; the last ones:"))
+    return [*lines, *(("busy", words) for words in _busy(cost))]
+
+
+def _busy(cost: CostFigures) -> Iterator[str]:
+    """The longer stages of all runs; what a thousand took in those runs that can tell."""
     least = _LEAST_SHARE * sum(cost.stages.values())
     stages = sorted((stage for stage in cost.stages if cost.stages[stage] > least), key=lambda s: -cost.stages[s])
-    if not cost.stages_per_1000:
-        return lines
-    words = ", ".join(f"{s} {_seconds(cost.stages[s])} ({cost.stages_per_1000[s]:.3g})" for s in stages)
-    return [*lines, ("busy", f"{words}; in brackets seconds for 1,000 samples")]
+    each = cost.stages_per_1000
+    words = ", ".join(f"{s} {_seconds(cost.stages[s])}" + (f" ({each[s]:.3g})" if s in each else "") for s in stages)
+    if words:
+        alone = ", of runs without sentences" if cost.num_sentences else ""
+        yield words + (f"; in brackets seconds for 1,000 samples{alone}" if each else "")
+    each = cost.stages_per_1000_sentences
+    if words := ", ".join(f"{s} {_seconds(each[s])}" for s in stages if s in each):
+        yield f"for 1,000 sentences, of runs without images: {words}"
 
 
 def _run(run: RunFigures) -> str:
-    what = f"{count(run.num_samples, 'sample')}, {count(run.num_shards, 'shard')}"
+    what = f"{run_counts(run)}, {count(run.num_shards, 'shard')}"
     failed = f", {run.num_failed:,} failed" if run.num_failed else ""
     where = f" ({run.hardware})" if run.hardware else ""
     ended = "" if run.end else ", no end"

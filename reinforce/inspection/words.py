@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from reinforce.formatting import format_count
-from reinforce.inspection.figures import BankFigures, Figures, Missing, SampleName, SignalFigures
+from reinforce.inspection.figures import BankFigures, Figures, Missing, RunFigures, SampleName, SignalFigures
 
 _MOST_CHARACTERS = 60
 _MOST_FAILURES = 3
@@ -66,6 +66,13 @@ def size_line(figures: Figures) -> str:
     if figures.bytes_per_kept is not None:
         size += f", {tilde}{format_bytes(figures.bytes_per_kept)} a kept sample"
     return size
+
+
+def run_counts(run: RunFigures) -> str:
+    """What a run went through: samples, sentences, or both."""
+    sentences = [count(run.num_sentences, "sentence")] if run.num_sentences else []
+    samples = [count(run.num_samples, "sample")] if run.num_samples or not sentences else []
+    return ", ".join(samples + sentences)
 
 
 def sampled_line(figures: Figures) -> str:
