@@ -203,6 +203,28 @@ def test_the_json_has_the_figures() -> None:
     assert [(of["name"], of["num_kept"], len(of["teachers"])) for of in found] == [("news", 6, 2), ("titles", 3, 2)]
 
 
+def test_what_documents_and_folders_say_is_no_markup(copy: Path) -> None:
+    """Nor anything to a terminal: not the field of a corpus, not the name of a teacher or of a file."""
+    name, harmless = "<b>`[bold]", "<b>'[bold]"
+    document = json.loads((copy / "corpora/news/corpus.json").read_text())
+    document["content"] |= {"column": f"\x1b[31m{name}", "max_characters": name}
+    (copy / "corpora/news/corpus.json").write_text(json.dumps(document))
+    (copy / "corpora/news/embeddings/small").rename(copy / f"corpora/news/embeddings/{name}")
+    (copy / "corpora/news/sentences/lines.parquet").rename(copy / f"corpora/news/sentences/{name}.parquet")
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    console.print(render_table(inspect_dataset(str(copy))))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "\x1b[31m" not in shown
+    assert f"field \N{REPLACEMENT CHARACTER}[31m{name}, longer than ?" in " ".join(shown.split())
+    assert f"by {name}: 2 files, 2.6 kB; lacks 1 file ({name})" in shown
+    assert write_dataset_card(open_store(str(copy)), BuildConfig())
+    body = (copy / CARD_FILE).read_text().split("---\n", 2)[2]
+    assert f"field `\N{REPLACEMENT CHARACTER}[31m{harmless}`, longer than ? characters dropped" in body
+    assert f"  - by `{harmless}`: 2 files, 2.6 kB; lacks 1 file (`{harmless}`)" in body
+    assert "\x1b" not in body
+
+
 def test_the_card_tells_of_corpora_and_of_no_place(copy: Path) -> None:
     corpora: dict[str, Any] = {
         "news": {"files": ["/home/someone/news/a.txt", "@/home/someone/list.txt"], "root": "/home/someone"},
@@ -215,7 +237,7 @@ def test_the_card_tells_of_corpora_and_of_no_place(copy: Path) -> None:
     configs = yaml.safe_load(header)["configs"]
     assert {entry["config_name"] for entry in configs} >= {"corpora-news-sentences", "corpora-titles-embeddings-small"}
     assert all(list(copy.glob(entry["data_files"])) for entry in configs if "corpora" in entry["config_name"])
-    assert "- sentences without images: news: 2 files, 17 sentences, 6 kept" in body
+    assert "- sentences without images: `news`: 2 files, 17 sentences, 6 kept" in body
     assert "| sentences of `news` | FILL IN |" in body
     recipe = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
     assert recipe["build"]["corpora"] == {

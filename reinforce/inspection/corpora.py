@@ -92,6 +92,7 @@ class _Reading:
         scale = len(names) / totals.num_files if totals.num_files else 1.0
         return CorpusFigures(
             name=corpus.name,
+            column=str(self._content.get("column")),
             reading=_reading(self._content),
             num_files=len(names),
             num_footer_files=totals.num_files,
@@ -224,9 +225,9 @@ class _Reading:
 
 
 def _reading(content: dict[str, Any]) -> str:
-    """How sentences were read, by `corpus.json`."""
-    then = "cut" if content.get("too_long") == "truncate" else "dropped"
-    return f"field {content.get('column')}, longer than {content.get('max_characters')} characters {then}"
+    """What became of long sentences, by `corpus.json`."""
+    then, most = "cut" if content.get("too_long") == "truncate" else "dropped", content.get("max_characters")
+    return f"longer than {most if isinstance(most, int) else '?'} characters {then}"
 
 
 def _cut(text: str) -> str:

@@ -35,11 +35,12 @@ class SentenceExample:
 class CorpusFigures:
     """Sentences without images, over all their files; those of text from the first rows of a few files.
 
-    `reading` says how they were read, `num_cut` counts those that the recipe cut. Counts are scaled up from
+    `column` and `reading` say how they were read, `num_cut` counts those that the recipe cut. Counts are scaled up from
     `num_footer_files`, if those are not all.
     """
 
     name: str
+    column: str
     reading: str
     num_files: int
     num_footer_files: int

@@ -142,10 +142,9 @@ def _figures_section(dataset: Dataset, figures: Figures, config: BuildConfig, ca
         f"- seed {dataset.document['spine']['seed']}, views: {_views(dataset.document['view_policy'])}",
     ]
     for corpus in figures.corpora:
-        lines += [
-            f"- sentences without images: {words}" for words in (corpus_line(corpus), losses_line(corpus)) if words
-        ]
-        lines += [f"  - by `{teacher.name}`: {teacher_words(corpus, teacher)}" for teacher in corpus.teachers]
+        found = (corpus_line(corpus, _code), losses_line(corpus, _code))
+        lines += [f"- sentences without images: {words}" for words in found if words]
+        lines += [f"  - by {_code(of.name)}: {teacher_words(corpus, of, _code)}" for of in corpus.teachers]
     lines += [f"- bank of labels `{printable(bank.name)}`: {bank_line(bank)}" for bank in figures.banks]
     unfinished = [
         f"{label(s.folder)} lacks {count(s.missing.count, 'shard')}" for s in figures.signals if s.missing.count
@@ -259,6 +258,11 @@ def _without_folder(name: str) -> str:
     elif not prefix and not path.startswith("/"):
         return name
     return prefix + path.rstrip("/").rpartition("/")[2]
+
+
+def _code(text: str) -> str:
+    """Text of unknown origin, in which Markdown and HTML mean nothing."""
+    return f"`{printable(text).replace('`', chr(39))}`"
 
 
 def _rows(rows: Sequence[tuple[object, ...]]) -> str:
