@@ -277,7 +277,7 @@ def test_images_that_have_no_clean_view_meet_nothing(
     outcome = select(tmp_path / "some", tmp_path / "s", corpora=("news",), probe=probe)
     assert (outcome.num_images_met, outcome.num_images_covered) == (20, 20)
     assert [(left.reason.value, left.count) for left in outcome.images_left_out] == [("no_score", 5)]
-    with pytest.raises(ConfigError, match="none of 30 sentences is left for 0 images"):
+    with pytest.raises(ConfigError, match=r"near none of 5 images \(5 without a clean view\); build"):
         select(tmp_path / "none", tmp_path / "s", corpora=("news",), probe=probe)
 
 
@@ -327,6 +327,10 @@ def test_images_and_sentences_are_narrowed_by_selections(data: Data, tmp_path: P
     assert 0 < len(kept) < len(expected.rows)
     assert kept <= expected.rows.keys()
     assert [left.reason.value for left in again.left_out][:2] == ["not_within", "outside_split"]
+    with pytest.raises(
+        ConfigError, match=r"images.parquet: names no kept sentence of this dataset .its first stem is 'a'"
+    ):
+        select(data.folder, tmp_path / "again", within=(str(tmp_path / "images.parquet"),))
     select(data.folder, tmp_path / "rest", without=(str(tmp_path / "s"),))
     assert not dict(rows_of(tmp_path / "rest")).keys() & expected.rows.keys()
 

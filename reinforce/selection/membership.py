@@ -36,7 +36,8 @@ def leave_out_by_name(candidates: Candidates, criteria: Criteria | SentenceCrite
         ("--without", criteria.without, Reason.IN_WITHOUT),
     ):
         for uri in uris:
-            is_named, other = named_by(candidates, uri, option)
+            noun = "sentence" if isinstance(criteria, SentenceCriteria) else "sample"
+            is_named, other = named_by(candidates, uri, option, noun)
             others.append(other)
             candidates.leave_out(reason, ~is_named if reason is Reason.NOT_WITHIN else is_named)
     if criteria.split is not None:
@@ -65,8 +66,10 @@ def is_between(key: str, salt: str, low: float, high: float) -> bool:
     return low * 2.0**64 <= hashed < high * 2.0**64
 
 
-def named_by(candidates: Candidates, uri: str, option: str) -> tuple[Bool[np.ndarray, " samples"], Other]:
-    """Which samples a selection names."""
+def named_by(
+    candidates: Candidates, uri: str, option: str, noun: str = "sample"
+) -> tuple[Bool[np.ndarray, " samples"], Other]:
+    """Which samples a selection names, or sentences. Raises `ConfigError` if there is no such `noun` here."""
     selection = read_selection(uri, option=option)
     is_named = np.zeros(len(candidates), bool)
     for shard, (stem, keys) in enumerate(zip(candidates.stems, candidates.keys, strict=True)):
@@ -74,6 +77,6 @@ def named_by(candidates: Candidates, uri: str, option: str) -> tuple[Bool[np.nda
         is_named[candidates.rows(shard)] = pc.is_in(keys, value_set=chosen).to_numpy(zero_copy_only=False)
     num_named = int(np.count_nonzero(is_named))
     if not num_named:
-        example = f" (its first shard is {selection.stems[0]!r})" if len(selection) else " (it is empty)"
-        raise ConfigError(f"{option} {uri}: names no kept sample of this dataset{example}")
+        example = f" (its first stem is {selection.stems[0]!r})" if len(selection) else " (it is empty)"
+        raise ConfigError(f"{option} {uri}: names no kept {noun} of this dataset{example}")
     return is_named, Other(option, uri, selection.sha256, len(selection) - num_named)

@@ -57,14 +57,21 @@ def select_sentences(dataset: Dataset, output_uri: str, criteria: SentenceCriter
         num_covered = _count_covered(tops, sentences, numbers, criteria.nearest)
     outcome = sentence_outcome_of(sentences, images, criteria, output_uri, space.teacher, num_covered, others)
     if not outcome.num_kept:
-        left_out = ", ".join(f"{left.count:,} {left.asked}" for left in outcome.left_out)
-        raise ConfigError(
-            f"select --corpus: none of {len(sentences):,} sentences is left for {outcome.num_images_met:,} images "
-            f"({left_out or 'there are none'}); ask for less"
-        )
+        raise ConfigError(f"select --corpus: {_why_nothing(outcome)}")
     table = _table(sentences, images, numbers, found)
     write_selection(output_uri, table, _footer(space, criteria, others, outcome), SENTENCE_SELECTION_SCHEMA)
     return outcome
+
+
+def _why_nothing(outcome: SentenceOutcome) -> str:
+    left = outcome.left_out if outcome.num_images_met else outcome.images_left_out
+    reasons = ", ".join(f"{of.count:,} {of.asked}" for of in left) or "there are none"
+    if not outcome.num_images_met:
+        return f"sentences are near none of {outcome.num_images:,} images ({reasons}); build or name others"
+    return (
+        f"none of {outcome.num_sentences:,} sentences is left for {outcome.num_images_met:,} images ({reasons}); "
+        "ask for less"
+    )
 
 
 def _spool(file: BinaryIO, space: Space, sentences: Candidates) -> Float16[np.ndarray, "sentences dim"]:
