@@ -83,12 +83,7 @@ def select(
             "dedup": dedup,
             "missing": missing,
         }
-        of_images = {
-            "union": tuple(union),
-            "score": score,
-            "keep_top": keep_top,
-            "keep_confident": keep_confident,
-        }
+        of_images = {"union": tuple(union), "score": score, "keep_top": keep_top, "keep_confident": keep_confident}
         of_sentences = {
             "nearest": nearest,
             "max_per_image": max_per_image,
