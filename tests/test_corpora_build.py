@@ -21,7 +21,7 @@ import reinforce
 from reinforce.cli import app
 from reinforce.config import ConfigError, Recipe
 from reinforce.plan import BuildPlan
-from reinforce.runners import BuildSummary, describe, run_plan
+from reinforce.runners import BuildSummary, describe, describe_forecast, plan_build, run_plan
 from reinforce.runners.asked import ask, find_sentences
 from reinforce.sample import Embeddings
 from reinforce.shard_report import stored_sentences_report
@@ -280,6 +280,25 @@ def test_the_command_from_shards_to_a_failed_file(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "failures" / "corpora" / "web" / "c.json").exists()
     planned = command(tmp_path, "--plan")
     assert planned.stdout.splitlines()[0].startswith("corpus web: 0 of 3 files of sentences lack something")
+
+
+def test_a_plan_refuses_and_tells_what_a_build_does(tmp_path: Path) -> None:
+    """Also where no shard of images lacks anything, and where the source of sentences is gone."""
+    source, output = write_lines(tmp_path / "in" / "a.txt", MIXED), str(tmp_path / "out")
+    recipe = config_of(str(source.parent), ("large", "small"))
+    build(BuildPlan(recipe.build, fake_teachers(), []), output)
+    errors = Console(file=io.StringIO(), width=200)
+    planned = describe_forecast(plan_build(None, output, recipe, console=errors))
+    size = f"{source.stat().st_size / 1e3:.1f} kB"
+    assert planned == f"corpus web: 0 of 1 files of sentences lack something, 0.0 kB of {size} of source"
+    with pytest.raises(
+        DatasetMismatchError, match=rf"^file://{output}/corpora/web/corpus\.json was .* 1000 there and 9"
+    ):
+        plan_build(None, output, config_of(str(source.parent), ("large", "small"), max_characters=9), console=errors)
+    (tmp_path / "in" / "a.txt").unlink()
+    assert "of sentences that the dataset holds" in describe_forecast(plan_build(None, output, recipe, console=errors))
+    assert isinstance(errors.file, io.StringIO)
+    assert "going on with the 1 of its files that the dataset holds" in errors.file.getvalue()
 
 
 def config_of(files: Any, teachers: Sequence[str] = ("t",), **fields: Any) -> Recipe:

@@ -64,8 +64,7 @@ def build(
     config, source_root, refs, selection = asked.config, asked.source_root, asked.refs, asked.selection
     store = open_store(output, create=True)
     _check_stores(refs, store, console)
-    for note in asked.notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    _tell(asked.notes, console)
     if ray is not None:
         outline = BuildOutline(config, selection=selection, limit_samples=limit_samples)
         summary = run_outline(
@@ -118,18 +117,23 @@ def plan_build(
     A few samples are tried: with `ray` by a worker of that cluster, else in this process. `price_per_hour` is that of
     one worker. Raises what `build` raises.
     """
+    console = console or Console(stderr=True)
     asked = ask(shards, output, recipe, root, overrides, select, limit_shards)
-    job = Job(asked.config, asked.source_root, open_store(output).uri, limit_samples, asked.selection)
-    existing = existing_files(open_store(output), BuildOutline(asked.config))
+    _tell(asked.notes, console)
+    store = open_store(output)
+    job = Job(
+        asked.config, asked.source_root, store.uri, limit_samples, asked.selection, corpus_roots=asked.corpus_roots
+    )
+    existing = existing_files(store, BuildOutline(asked.config))
     return forecast(
         job,
         _retried(asked.refs, existing) if retry_failed else asked.refs,
         existing,
         address=ray,
-        uris=[job.source_root, job.output, *_model_uris(asked.config)],
+        uris=[job.source_root, *job.corpus_roots.values(), job.output, *_model_uris(asked.config)],
         max_workers=max_workers,
         price_per_hour=price_per_hour,
-        console=console or Console(stderr=True),
+        console=console,
     )
 
 
@@ -232,6 +236,11 @@ def existing_files(output: Store, outline: BuildOutline) -> set[str]:
     folders += [folder for corpus in outline.corpora.values() for folder in corpus.folders]
     with ThreadPoolExecutor(1 if output.uri.startswith("file:") else _NUM_LISTINGS) as pool:
         return {info.path for infos in pool.map(lambda folder: list(output.list(folder)), folders) for info in infos}
+
+
+def _tell(notes: Sequence[str], console: Console) -> None:
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_stores(refs: Sequence[ShardRef], output: Store, console: Console) -> None:

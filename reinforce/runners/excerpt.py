@@ -10,12 +10,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from reinforce.banks import record_banks
 from reinforce.plan import BuildOutline, BuildPlan
 from reinforce.prefetch import PreparedSample, PreparedShard, ShardTask, missing_of
 from reinforce.runners.failures import reason_of
-from reinforce.runners.worker import Lease
+from reinforce.runners.worker import Job, Lease
+from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, DatasetMismatchError
 from reinforce.shards.reader import ShardFile
-from reinforce.shards.schema import spine_file
+from reinforce.shards.schema import BANK_FILE, CORPUS_FILE, bank_folder, spine_file
 from reinforce.shards.source import SourceShard
 from reinforce.storage import ShardRef, Store, open_store
 
@@ -47,6 +49,29 @@ def copy_file(output: Store, path: str, mirror: Store) -> bool:
         mirror.put_if_absent(path, output.read(path))
         return True
     return False
+
+
+def record_in_mirror(outline: BuildOutline, job: Job, output: Store, mirror: Store) -> dict[str, int]:
+    """Writes the documents of a build to the mirror; bytes of those that the output lacks, by path.
+
+    Raises `DatasetMismatchError` for a recipe that is not the output's; models must be loaded to tell that of signals.
+    """
+    folders = [signal.folder for signal in outline.signals] if isinstance(outline, BuildPlan) else []
+    names = [DATASET_FILE, *(f"{folder}/{SIGNAL_FILE}" for folder in folders)]
+    existing = {name for name in names if copy_file(output, name, mirror)}
+    lists = [f"{bank_folder(bank)}/{BANK_FILE}" for bank in job.config.banks]
+    for name in (*lists, *(f"corpora/{corpus}/{CORPUS_FILE}" for corpus in job.config.corpora)):
+        copy_file(output, name, mirror)
+    try:
+        outline.record_dataset(mirror, job.source_root)
+        record_banks(mirror, job.config)
+        for corpus in outline.corpora.values():
+            corpus.record(mirror, "")
+        if isinstance(outline, BuildPlan):
+            outline.record_signals(mirror)
+    except DatasetMismatchError as error:
+        raise DatasetMismatchError(str(error).replace(mirror.uri, output.uri)) from None
+    return {name: mirror.size(name) for name in names if name not in existing}
 
 
 class Feed:

@@ -31,6 +31,8 @@ class MissingSentences:
     num_missing: int
     bytes_missing: int
     """Of the files of which something is missing."""
+    is_stored: bool = False
+    """Whether the bytes are those of the sentences in the dataset, since there are no source files any more."""
 
 
 @dataclass(frozen=True)

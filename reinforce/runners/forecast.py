@@ -16,12 +16,12 @@ from reinforce.config import ConfigError
 from reinforce.formatting import format_seconds
 from reinforce.plan import BuildOutline
 from reinforce.runners.cluster import Needs, alive_nodes, connected, needs_of
-from reinforce.runners.excerpt import SPINE, file_of
+from reinforce.runners.excerpt import SPINE, file_of, record_in_mirror
 from reinforce.runners.extrapolation import FETCH, PREPARE, WRITE, Forecast, MissingSentences, extrapolate
 from reinforce.runners.failures import reason_of
 from reinforce.runners.trial import Trials, Work, try_out
 from reinforce.runners.worker import Job, Lease
-from reinforce.storage import Carried, ShardRef, accept, carry
+from reinforce.storage import Carried, ShardRef, accept, carry, open_spool, open_store
 
 TRIAL_S = 10.0
 _MAX_TRIALS, _MIN_SHARE = 3, 0.1
@@ -48,7 +48,8 @@ def forecast(
     build would raise before it computes anything, and `ConfigError` where no shard can be tried.
     """
     outline = BuildOutline(job.config, selection=job.selection, limit_samples=job.limit_samples)
-    corpora = tuple(_missing_sentences(outline, name, refs, existing) for name in outline.corpora)
+    _refuse_another_recipe(outline, job)
+    corpora = tuple(_missing_sentences(outline, name, refs, existing, job.output) for name in outline.corpora)
     refs = [ref for ref in refs if outline.corpus_of(ref.stem) is None]
     works = _missing_works(outline, refs, existing)
     if not works:
@@ -66,13 +67,20 @@ def forecast(
     return replace(found, corpora=corpora)
 
 
+def _refuse_another_recipe(outline: BuildOutline, job: Job) -> None:
+    """Compares before models are loaded, and where nothing is missing, too. Raises `DatasetMismatchError`."""
+    with open_spool() as folder:
+        record_in_mirror(outline, job, open_store(job.output), open_store(str(folder / "output"), create=True))
+
+
 def _missing_sentences(
-    outline: BuildOutline, corpus: str, refs: Sequence[ShardRef], existing: Collection[str]
+    outline: BuildOutline, corpus: str, refs: Sequence[ShardRef], existing: Collection[str], output: str
 ) -> MissingSentences:
     files = [ref for ref in refs if (found := outline.corpus_of(ref.stem)) and found.name == corpus]
     missing = [ref for ref in files if not outline.is_complete(ref.stem, existing)]
     num_bytes, bytes_missing = (sum(ref.size for ref in of) for of in (files, missing))
-    return MissingSentences(corpus, len(files), num_bytes, len(missing), bytes_missing)
+    is_stored = any(ref.store.uri == output for ref in files)
+    return MissingSentences(corpus, len(files), num_bytes, len(missing), bytes_missing, is_stored)
 
 
 def _missing_works(outline: BuildOutline, refs: Sequence[ShardRef], existing: Collection[str]) -> list[Work]:
@@ -175,7 +183,8 @@ def _describe_sentences(corpora: Sequence[MissingSentences]) -> list[str]:
     for corpus in corpora:
         files = f"{corpus.num_missing:,} of {corpus.num_files:,} files of sentences lack something"
         bytes_missing = f"{_format_bytes(corpus.bytes_missing)} of {_format_bytes(corpus.num_bytes)}"
-        lines.append(f"corpus {corpus.corpus}: {files}, {bytes_missing} of source")
+        of = "sentences that the dataset holds" if corpus.is_stored else "source"
+        lines.append(f"corpus {corpus.corpus}: {files}, {bytes_missing} of {of}")
     if any(corpus.num_missing for corpus in corpora):
         lines.append("Sentences come on top of the figures for shards of images: they are not tried.")
     return lines

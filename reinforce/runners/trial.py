@@ -15,18 +15,16 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from reinforce.banks import record_banks
 from reinforce.builder import reinforce_images
 from reinforce.config import ConfigError
-from reinforce.plan import BuildOutline, BuildPlan
+from reinforce.plan import BuildPlan
 from reinforce.prefetch import Prefetcher, PreparedShard, ShardTask, StageTimes
-from reinforce.runners.excerpt import MAX_FAILURES, Excerpt, Feed, copy_file, file_of
+from reinforce.runners.excerpt import MAX_FAILURES, Excerpt, Feed, file_of, record_in_mirror
 from reinforce.runners.failures import Failure
 from reinforce.runners.worker import Job, Lease
 from reinforce.shard_report import ShardReport
-from reinforce.shards.dataset import DATASET_FILE, SIGNAL_FILE, DatasetMismatchError
 from reinforce.shards.reader import ShardFile
-from reinforce.shards.schema import BANK_FILE, CORPUS_FILE, MAX_ROW_GROUP_ROWS, bank_folder
+from reinforce.shards.schema import MAX_ROW_GROUP_ROWS
 from reinforce.shards.writer import ShardFileWriter
 from reinforce.storage import Store, open_spool, open_store
 
@@ -111,13 +109,11 @@ def try_out(job: Job, works: Sequence[Work], *, trial_s: float) -> Trials:
     source, output = open_store(job.source_root), open_store(job.output)
     with open_spool() as folder:
         mirror = open_store(str(folder / "output"), create=True)
-        # Before the models are loaded: a recipe that is not the output's is told at once.
-        _record(BuildOutline(job.config, selection=job.selection, limit_samples=job.limit_samples), job, output, mirror)
         load_start = time.perf_counter()
         plan = job.load(job.config, selection=job.selection, limit_samples=job.limit_samples)
         load_s = time.perf_counter() - load_start
         torch.set_num_threads(job.config.threads)
-        documents = _record(plan, job, output, mirror)
+        documents = record_in_mirror(plan, job, output, mirror)
         trials = []
         for number, work in enumerate(works):
             tars, spool = folder / f"tars-{number}", folder / f"spool-{number}"
@@ -132,26 +128,6 @@ def try_out(job: Job, works: Sequence[Work], *, trial_s: float) -> Trials:
 
 def _device(job: Job) -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() and job.config.device != "cpu" else "CPU"
-
-
-def _record(outline: BuildOutline, job: Job, output: Store, mirror: Store) -> dict[str, int]:
-    """Writes the documents to the mirror, refusing a recipe that is not the output's; bytes of those it lacks."""
-    folders = [signal.folder for signal in outline.signals] if isinstance(outline, BuildPlan) else []
-    names = [DATASET_FILE, *(f"{folder}/{SIGNAL_FILE}" for folder in folders)]
-    existing = {name for name in names if copy_file(output, name, mirror)}
-    lists = [f"{bank_folder(bank)}/{BANK_FILE}" for bank in job.config.banks]
-    for name in (*lists, *(f"corpora/{corpus}/{CORPUS_FILE}" for corpus in job.config.corpora)):
-        copy_file(output, name, mirror)
-    try:
-        outline.record_dataset(mirror, job.source_root)
-        record_banks(mirror, job.config)
-        for corpus in outline.corpora.values():
-            corpus.record(mirror, "")
-        if isinstance(outline, BuildPlan):
-            outline.record_signals(mirror)
-    except DatasetMismatchError as error:
-        raise DatasetMismatchError(str(error).replace(mirror.uri, output.uri)) from None
-    return {name: mirror.size(name) for name in names if name not in existing}
 
 
 class _Meter(StageTimes):
