@@ -266,6 +266,10 @@ def test_the_command_from_shards_to_a_failed_file(tmp_path: Path) -> None:
     planned = command(tmp_path, "--shards", "images", "--plan")
     assert planned.exit_code == 0, planned.output
     assert "corpus web: 3 of 3 files of sentences lack something" in planned.stdout
+    # One file cannot be read: its 26 bytes are taken for those of others.
+    assert "sentences take the teachers" in planned.stdout
+    assert "estimated from 10 sentences on one worker, on CPU" in planned.stdout
+    assert not (tmp_path / "out").exists()
     # The first shard and the first file of each corpus, then all: images need not be named again.
     first = command(tmp_path, "--shards", "images", "--limit-shards", "1")
     assert (first.exit_code, first.stdout.splitlines()[0]) == (0, "2 of 2 shards complete (0 were before this run)")

@@ -1,5 +1,6 @@
 """A forecast against the build it is a forecast of, and its arithmetic on a trial made up by hand."""
 
+import hashlib
 import io
 import shutil
 from dataclasses import replace
@@ -16,8 +17,9 @@ from typer.testing import CliRunner
 from reinforce import runners
 from reinforce.cli import app
 from reinforce.config import BuildConfig, ConfigError, load_recipe
-from reinforce.plan import BuildOutline, load_plan
+from reinforce.plan import BuildOutline, BuildPlan, load_plan
 from reinforce.runners import Forecast, describe_forecast
+from reinforce.runners.asked import find_sentences
 from reinforce.runners.command import existing_files
 from reinforce.runners.extrapolation import FETCH, MODELS, PREPARE, WRITE, extrapolate
 from reinforce.runners.forecast import forecast
@@ -26,8 +28,9 @@ from reinforce.runners.worker import Job, Lease
 from reinforce.selection import Selection, read_selection
 from reinforce.shards.dataset import DatasetMismatchError
 from reinforce.storage import find_shards, open_store
+from reinforce.teachers import FakeTeacher
 from tests.clusters import CONFIG, RayNodes, load_fakes
-from tests.fakes import files_of, run
+from tests.fakes import fake_plan, files_of, run
 from tests.models import save_open_clip
 from tests.tars import pairs, write_tar
 
@@ -186,6 +189,59 @@ def test_a_recipe_that_is_not_the_outputs_is_refused(tmp_path: Path) -> None:
         forecast_of(source, tmp_path / "out", {"seed": 1}, load=None)
     with pytest.raises(DatasetMismatchError, match=f"^file://{tmp_path}/out/banks/things/bank.json was made"):
         forecast_of(source, tmp_path / "out", {"banks": {"things": {"labels": ["cow"]}}}, load=None)
+
+
+def test_sentences_are_tried_and_the_rest_is_told_by_bytes(tmp_path: Path) -> None:
+    """Half of the records are dropped; then a teacher's files are missing, and the source is gone."""
+    for stem in "abc":
+        lines = [f"{hashlib.sha256(f'{stem}{index}'.encode()).hexdigest()}\n\n" for index in range(600)]
+        (tmp_path / f"{stem}.txt").write_text("".join(lines))
+    settings = {"views": {"count": 0}, "teachers": {name: {"model": "fake"} for name in ("large", "small")}}
+    config = BuildConfig.model_validate(settings | {"corpora": {"web": {"files": f"{tmp_path}/*.txt"}}})
+    output = tmp_path / "out"
+
+    def planned(**narrowing: Any) -> Forecast:
+        store = open_store(str(output))
+        found = find_sentences(config, store)
+        job = Job(config, "file:///nowhere", store.uri, load=load, corpus_roots=found.roots, **narrowing)
+        outline = load(config)
+        return forecast(job, found.refs, existing_files(store, outline), trial_s=0, console=Console(file=io.StringIO()))
+
+    def load(config: BuildConfig, **narrowing: Any) -> BuildPlan:
+        teachers = [FakeTeacher(name, dim=256) for name in ("large", "small")]
+        return fake_plan(config.model_dump(), teachers=teachers, captioners=[], **narrowing)
+
+    (corpus,) = planned().corpora
+    assert not output.exists()
+    # One batch of one file, and the whole file counted.
+    assert (corpus.num_sentences, corpus.num_tried) == (1800, 128)
+    assert corpus.teachers_s > 0
+    assert planned(limit_samples=10).corpora[0].num_sentences == 15
+    store = open_store(str(output), create=True)
+    found = find_sentences(config, store)
+    options: dict[str, Any] = {"source_root": "file:///nowhere", "corpus_roots": found.roots}
+    console = Console(file=io.StringIO())
+    summary = runners.run_plan(load(config), found.refs, store, console=console, **options)
+    # What every file has weighs more in one of 128 sentences.
+    assert corpus.bytes_written == pytest.approx(summary.done.num_bytes, rel=0.15)
+    shutil.rmtree(output / "corpora/web/embeddings/small")
+    for stem in "abc":
+        (tmp_path / f"{stem}.txt").unlink()
+    (corpus,) = planned().corpora
+    assert (corpus.is_stored, corpus.num_sentences, corpus.num_tried) == (True, 1800, 256)
+    shown = describe_forecast(replace(planned(), corpora=(replace(corpus, teachers_s=9.0, bytes_written=5_200_000),)))
+    assert "    1,800 sentences take the teachers 9.0 s (200 a second), 5.2 MB are written" in shown
+
+
+def test_a_corpus_of_which_nothing_can_be_tried(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(b"<html>")
+    config = BuildConfig.model_validate(CONFIG | {"corpora": {"web": {"files": str(tmp_path / "a.jsonl.gz")}}})
+    found = find_sentences(config, open_store(str(tmp_path / "out")))
+    job = Job(config, "file:///nowhere", f"file://{tmp_path}/out", load=load_fakes, corpus_roots=found.roots)
+    with pytest.raises(
+        ConfigError, match=r"^--plan: no file of sentences can be tried; corpora/web/a: is cut or damaged"
+    ):
+        forecast(job, found.refs, set(), trial_s=0, console=Console(file=io.StringIO()))
 
 
 TRIAL = Trial(

@@ -8,7 +8,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from reinforce.plan import BuildOutline
 from reinforce.runners.excerpt import SPINE, num_eligible
@@ -22,7 +22,7 @@ _NUM_WORKERS = (1, 8, 64)
 
 @dataclass(frozen=True)
 class MissingSentences:
-    """What is left to do of a corpus: files and their bytes are counted, and nothing of it is tried."""
+    """What is left to do of a corpus, and what it takes. Files and their bytes are counted, all else is estimated."""
 
     corpus: str
     num_files: int
@@ -33,13 +33,20 @@ class MissingSentences:
     """Of the files of which something is missing."""
     is_stored: bool = False
     """Whether the bytes are those of the sentences in the dataset, since there are no source files any more."""
+    num_sentences: int = 0
+    """Kept ones, of the files of which something is missing."""
+    teachers_s: float = 0.0
+    """Seconds in which one worker's teachers embed them."""
+    bytes_written: int = 0
+    num_tried: int = 0
+    device: str = ""
 
 
 @dataclass(frozen=True)
 class Forecast:
     """What is left to do of a build, and what it takes. Shards and objects are counted, all else is estimated.
 
-    Corpora come on top: `corpora` counts them, and no other figure does.
+    Corpora come on top: `corpora` tells of them, and no other figure does.
     """
 
     num_shards: int
@@ -141,6 +148,27 @@ def extrapolate(
         num_tried=sum(trial.num_samples for trial in trials.trials),
         num_tried_shards=sum(trial.num_shards for trial in trials.trials),
         trial_s=trials.elapsed_s,
+    )
+
+
+def extrapolate_sentences(
+    corpus: MissingSentences, trials: Trials, *, limit_samples: int | None = None
+) -> MissingSentences:
+    """What all files of the corpus that lack something take, if they are like those tried."""
+    trial = next((trial for trial in trials.sentences if trial.corpus == corpus.corpus), None)
+    if trial is None:
+        return corpus
+    number = trial.kept_per_byte * corpus.bytes_missing
+    if limit_samples is not None:
+        number = min(number, limit_samples * corpus.num_missing)
+    tried = max(1, trial.num_tried)
+    return replace(
+        corpus,
+        num_sentences=round(number),
+        teachers_s=trial.teachers_s / tried * number,
+        bytes_written=round(trial.bytes_written / tried * number),
+        num_tried=trial.num_tried,
+        device=trials.device,
     )
 
 

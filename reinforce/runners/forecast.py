@@ -17,8 +17,17 @@ from reinforce.formatting import format_seconds
 from reinforce.plan import BuildOutline
 from reinforce.runners.cluster import Needs, alive_nodes, connected, needs_of
 from reinforce.runners.excerpt import SPINE, file_of, record_in_mirror
-from reinforce.runners.extrapolation import FETCH, PREPARE, WRITE, Forecast, MissingSentences, extrapolate
+from reinforce.runners.extrapolation import (
+    FETCH,
+    PREPARE,
+    WRITE,
+    Forecast,
+    MissingSentences,
+    extrapolate,
+    extrapolate_sentences,
+)
 from reinforce.runners.failures import reason_of
+from reinforce.runners.sentence_trial import CorpusWork
 from reinforce.runners.trial import Trials, Work, try_out
 from reinforce.runners.worker import Job, Lease
 from reinforce.storage import Carried, ShardRef, accept, carry, open_spool, open_store
@@ -49,22 +58,25 @@ def forecast(
     """
     outline = BuildOutline(job.config, selection=job.selection, limit_samples=job.limit_samples)
     _refuse_another_recipe(outline, job)
-    corpora = tuple(_missing_sentences(outline, name, refs, existing, job.output) for name in outline.corpora)
+    corpora = [_missing_sentences(outline, name, refs, existing, job.output) for name in outline.corpora]
+    texts = [work for name in outline.corpora if (work := _corpus_work(outline, name, refs, existing)).files]
     refs = [ref for ref in refs if outline.corpus_of(ref.stem) is None]
     works = _missing_works(outline, refs, existing)
-    if not works:
-        return Forecast(len(refs), 0, price_per_hour=price_per_hour, corpora=corpora)
-    tried = _works_to_try(works)
-    with console.status("loading models, then trying a few samples"):
-        if address is None:
-            num_prepare = job.config.workers or max(1, len(os.sched_getaffinity(0)) - job.config.threads)
-            trials = try_out(replace(job, num_prepare=num_prepare), tried, trial_s=trial_s)
-        else:
-            trials = _try_on_cluster(job, tried, trial_s, address, uris, console)
-    found = extrapolate(
-        outline, works, trials, num_shards=len(refs), max_workers=max_workers, price_per_hour=price_per_hour
-    )
-    return replace(found, corpora=corpora)
+    found = Forecast(len(refs), 0, price_per_hour=price_per_hour)
+    if works or texts:
+        tried = _works_to_try(works)
+        with console.status("loading models, then trying a few samples"):
+            if address is None:
+                num_prepare = job.config.workers or max(1, len(os.sched_getaffinity(0)) - job.config.threads)
+                trials = try_out(replace(job, num_prepare=num_prepare), tried, texts, trial_s=trial_s)
+            else:
+                trials = _try_on_cluster(job, tried, texts, trial_s, address, uris, console)
+        corpora = [extrapolate_sentences(corpus, trials, limit_samples=job.limit_samples) for corpus in corpora]
+        if works:
+            found = extrapolate(
+                outline, works, trials, num_shards=len(refs), max_workers=max_workers, price_per_hour=price_per_hour
+            )
+    return replace(found, corpora=tuple(corpora))
 
 
 def _refuse_another_recipe(outline: BuildOutline, job: Job) -> None:
@@ -81,6 +93,12 @@ def _missing_sentences(
     num_bytes, bytes_missing = (sum(ref.size for ref in of) for of in (files, missing))
     is_stored = any(ref.store.uri == output for ref in files)
     return MissingSentences(corpus, len(files), num_bytes, len(missing), bytes_missing, is_stored)
+
+
+def _corpus_work(outline: BuildOutline, corpus: str, refs: Sequence[ShardRef], existing: Collection[str]) -> CorpusWork:
+    files = [ref for ref in refs if (found := outline.corpus_of(ref.stem)) and found.name == corpus]
+    missing = [ref for ref in files if not outline.is_complete(ref.stem, existing)]
+    return CorpusWork(corpus, _median_first([Lease(ref.path, ref.stem, ref.size) for ref in missing]))
 
 
 def _missing_works(outline: BuildOutline, refs: Sequence[ShardRef], existing: Collection[str]) -> list[Work]:
@@ -115,7 +133,13 @@ def _median_first(shards: Sequence[Lease]) -> tuple[Lease, ...]:
 
 
 def _try_on_cluster(
-    job: Job, works: Sequence[Work], trial_s: float, address: str, uris: Sequence[str], console: Console
+    job: Job,
+    works: Sequence[Work],
+    texts: Sequence[CorpusWork],
+    trial_s: float,
+    address: str,
+    uris: Sequence[str],
+    console: Console,
 ) -> Trials:
     """The trial as one worker of the cluster makes it, with what a worker reserves."""
     import ray
@@ -124,7 +148,7 @@ def _try_on_cluster(
     with connected(address):
         needs = needs_of(job.config, alive_nodes())
         task = ray.remote(_accept_and_try).options(**needs.options(), max_retries=0)
-        pending = task.remote(replace(job, num_prepare=needs.num_prepare), carry(uris), works, trial_s)
+        pending = task.remote(replace(job, num_prepare=needs.num_prepare), carry(uris), works, texts, trial_s)
         while not ray.wait([pending], timeout=_WAIT_INTERVAL_S)[0]:
             _tell_if_waiting(needs, console)
         try:
@@ -137,9 +161,11 @@ def _try_on_cluster(
             raise ConfigError(f"--plan: the trial failed: {reason_of(error)}") from None
 
 
-def _accept_and_try(job: Job, carried: Carried, works: Sequence[Work], trial_s: float) -> Trials:
+def _accept_and_try(
+    job: Job, carried: Carried, works: Sequence[Work], texts: Sequence[CorpusWork], trial_s: float
+) -> Trials:
     accept(carried)
-    return try_out(job, works, trial_s=trial_s)
+    return try_out(job, works, texts, trial_s=trial_s)
 
 
 def _tell_if_waiting(needs: Needs, console: Console) -> None:
@@ -154,7 +180,7 @@ _RUNS_ON = {"decode": "cores", "render": "cores", "captioner": "device", "teache
 
 def describe_forecast(forecast: Forecast) -> str:
     """The forecast as `reinforce build --plan` prints it."""
-    sentences = _describe_sentences(forecast.corpora)
+    sentences = _describe_sentences(forecast.corpora, has_images=forecast.num_missing > 0)
     if not forecast.num_missing:
         complete = f"nothing is missing: {forecast.num_shards:,} of {forecast.num_shards:,} shards are complete"
         return "\n".join([complete] * bool(forecast.num_shards or not sentences) + sentences)
@@ -178,15 +204,22 @@ def describe_forecast(forecast: Forecast) -> str:
     return "\n\n".join("\n".join(lines) for lines in blocks)
 
 
-def _describe_sentences(corpora: Sequence[MissingSentences]) -> list[str]:
+def _describe_sentences(corpora: Sequence[MissingSentences], *, has_images: bool) -> list[str]:
     lines = []
     for corpus in corpora:
         files = f"{corpus.num_missing:,} of {corpus.num_files:,} files of sentences lack something"
         bytes_missing = f"{_format_bytes(corpus.bytes_missing)} of {_format_bytes(corpus.num_bytes)}"
         of = "sentences that the dataset holds" if corpus.is_stored else "source"
         lines.append(f"corpus {corpus.corpus}: {files}, {bytes_missing} of {of}")
-    if any(corpus.num_missing for corpus in corpora):
-        lines.append("Sentences come on top of the figures for shards of images: they are not tried.")
+        if corpus.num_missing:
+            rate = f" ({corpus.num_sentences / corpus.teachers_s:,.0f} a second)" if corpus.teachers_s else ""
+            takes = f"{corpus.num_sentences:,} sentences take the teachers {_format_time(corpus.teachers_s)}{rate}"
+            lines += [
+                f"    {takes}, {_format_bytes(corpus.bytes_written)} are written",
+                f"    estimated from {corpus.num_tried:,} sentences on one worker, on {corpus.device}",
+            ]
+    if has_images and any(corpus.num_missing for corpus in corpora):
+        lines.append("Sentences come on top of the figures for shards of images.")
     return lines
 
 

@@ -21,6 +21,7 @@ from reinforce.plan import BuildPlan
 from reinforce.prefetch import Prefetcher, PreparedShard, ShardTask, StageTimes
 from reinforce.runners.excerpt import MAX_FAILURES, Excerpt, Feed, file_of, record_in_mirror
 from reinforce.runners.failures import Failure
+from reinforce.runners.sentence_trial import CorpusWork, SentenceTrial, try_sentences
 from reinforce.runners.worker import Job, Lease
 from reinforce.shard_report import ShardReport
 from reinforce.shards.reader import ShardFile
@@ -97,13 +98,14 @@ class Trials:
     elapsed_s: float
     document_bytes: dict[str, int]
     trials: tuple[Trial, ...]
+    sentences: tuple[SentenceTrial, ...] = ()
 
 
-def try_out(job: Job, works: Sequence[Work], *, trial_s: float) -> Trials:
+def try_out(job: Job, works: Sequence[Work], texts: Sequence[CorpusWork] = (), *, trial_s: float) -> Trials:
     """Loads the models and tries some samples of each work for `trial_s` seconds, at least 4 batches.
 
-    Slow batches end it after a minute, but not before the second one. Raises what a build would raise before it
-    computes anything, and `ConfigError` where no shard can be tried.
+    Slow batches end it after a minute, but not before the second one. Then it tries sentences of `texts`. Raises what a
+    build would raise before it computes anything, and `ConfigError` where nothing can be tried.
     """
     start = time.perf_counter()
     source, output = open_store(job.source_root), open_store(job.output)
@@ -123,7 +125,9 @@ def try_out(job: Job, works: Sequence[Work], *, trial_s: float) -> Trials:
             places = {"source": source, "output": output, "mirror": mirror}
             feed = Feed(plan, work.folders, work.shards, folder=tars, enough=enough, **places)
             trials.append(_Run(job, plan, feed, mirror, spool, trial_s).measure(work.folders))
-    return Trials(_device(job), job.num_prepare, load_s, time.perf_counter() - start, documents, tuple(trials))
+        elapsed_s = time.perf_counter() - start
+        sentences = try_sentences(job, plan, texts, output=output, mirror=mirror, folder=folder, trial_s=trial_s)
+    return Trials(_device(job), job.num_prepare, load_s, elapsed_s, documents, tuple(trials), sentences)
 
 
 def _device(job: Job) -> str:
