@@ -108,6 +108,16 @@ def head_of(heads: Mapping[str, int], teacher: str) -> slice:
     return slice(first, first + heads[teacher])
 
 
+def name_of_teacher(teachers: Mapping[str, str | None], name: str, weights_sha256: str | None) -> str:
+    """The name by which a student has the teacher that a bank or a dataset calls `name`: weights tell, not names.
+
+    `teachers` are the sha256s of the student's, by name. `name` itself where they are of that name, or of none.
+    """
+    if teachers.get(name) == weights_sha256:
+        return name
+    return next((own for own, sha256 in teachers.items() if sha256 == weights_sha256), name)
+
+
 def is_image_tower(folder: Path | str) -> bool:
     """Whether a folder is that of an image tower alone."""
     return (Path(folder) / IMAGE_TOWER_CONFIG_NAME).is_file()

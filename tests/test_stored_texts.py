@@ -17,6 +17,7 @@ from reinforce.config import BuildConfig, StudentModelConfig, TeacherConfig
 from reinforce.demo import MODELS
 from reinforce.deploy.export import export_onnx
 from reinforce.deploy.model_file import ModelCard
+from reinforce.deploy.student_labels import labels_for_student
 from reinforce.evaluation import (
     RetrievalResult,
     RetrievalTask,
@@ -25,10 +26,11 @@ from reinforce.evaluation import (
     load_embedding_model,
     render_table,
 )
+from reinforce.evaluation.banks import bank_for
 from reinforce.image_tower import IMAGE_TOWER_CONFIG_NAME, STUDENT_NAME, WEIGHTS_NAME
 from reinforce.shards.banks import read_bank
 from reinforce.storage import open_store
-from reinforce.student.models import build_student, save_student
+from reinforce.student.models import build_student, load_student, save_student
 from reinforce.teachers import load_teacher
 from tests.banks import save_random_bank
 from tests.fakes import fake_plan, fake_teachers, run
@@ -207,7 +209,39 @@ def test_a_bank_of_a_teacher_under_another_name_and_of_none(folder: Path, two_he
     message = refused(lambda: evaluated(two_heads, folder, task="zeroshot", bank=wide))
     assert "its labels have 20 values, an image of" in message
     assert message.endswith("has 12")
-    assert "no head of teacher random" in refused(lambda: export_onnx(two_heads, tmp_path / "s.onnx", bank=wide))
+    message = refused(lambda: export_onnx(two_heads, tmp_path / "s.onnx", bank=wide))
+    assert "has 20 values a label, the student 12 an image" in message
+
+
+def test_weights_choose_the_head_not_names(folder: Path, tmp_path: Path) -> None:
+    """A bank of both teachers, of the same dim, that calls each by the other's name, and one of the second alone."""
+    config = StudentModelConfig.model_validate(
+        {"backbone": "test_vit", "image_size": 32, "embed_dim": 20, "text": None}
+    )
+    student = build_student(config, seed=0)
+    student.heads.update({"x": 10, "y": 10})
+    first, second = "a" * 64, "b" * 64
+    save_student(student, tmp_path / "s", extra={"teachers": {"x": first, "y": second}})
+    labels = ("cat", "dog", "boat")
+    swapped = save_random_bank(tmp_path, "swapped", labels, 10, teacher="x", weights_sha256=second)
+    save_random_bank(tmp_path, "swapped", labels, 10, teacher="y", weights_sha256=first)
+    mixed = save_random_bank(tmp_path, "mixed", labels, 10, teacher="x", weights_sha256="c" * 64)
+    save_random_bank(tmp_path, "mixed", labels, 10, teacher="z", weights_sha256=second)
+    model = load_embedding_model(str(tmp_path / "s"), CPU)
+    embeddings = torch.arange(20.0)[None]
+    for uri, teacher in ((swapped, "x"), (mixed, "z")):
+        found = labels_for_student(tmp_path / "s", load_student(tmp_path / "s"), uri)
+        assert found is not None
+        assert (found.labels.teacher, found.head) == (teacher, slice(10, 20))
+        bank = bank_for(model, uri)
+        assert bank is not None
+        assert bank.teacher == teacher
+        head = model.in_space_of(embeddings, bank.teacher, bank.weights_sha256)
+        assert torch.equal(head, torch.nn.functional.normalize(embeddings[:, found.head], dim=-1))
+    strange = save_random_bank(tmp_path, "strange", labels, 10, teacher="x", weights_sha256="c" * 64)
+    save_random_bank(tmp_path, "strange", labels, 10, teacher="y", weights_sha256="d" * 64)
+    message = refused(lambda: export_onnx(tmp_path / "s", tmp_path / "s.onnx", bank=strange))
+    assert "its teachers x, y have other weights than the student's" in message
 
 
 def test_export_gives_the_head_of_the_bank(folder: Path, two_heads: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from reinforce.deploy.model_file import ModelCard, ModelLabels, ModelModality
 from reinforce.deploy.quantize import Target, quantize_tower
 from reinforce.deploy.structure import check_structure
 from reinforce.deploy.student_labels import labels_for_student, modalities_to_check
-from reinforce.image_tower import WEIGHTS_NAME, head_of
+from reinforce.image_tower import WEIGHTS_NAME
 from reinforce.sample import RGB_MODALITY
 from reinforce.software import versions
 from reinforce.student.models import Student, load_student
@@ -90,7 +90,9 @@ def export_onnx(
     if target is not None and not shards:
         raise ConfigError("export --int8: pass --shards with images like those to come; noise calibrates nothing")
     student = load_student(student_folder)
-    labels = labels_for_student(student_folder, student, bank)
+    found = labels_for_student(student_folder, student, bank)
+    # Labels compare with their teacher's head alone.
+    labels, head = (found.labels, found.head) if found else (None, None)
     modalities = modalities_to_check(student_folder, student)
     chosen = ChosenImages({next(iter(modalities)): noise_images(student.image_size)})
     num_checked, num_others = chosen.num_samples, num_calibration_images if target else 0
@@ -98,8 +100,6 @@ def export_onnx(
         chosen = choose_images(shards, student.image_size, num_images + num_others, seed, modalities)
         num_checked = chosen.num_samples * num_images // (num_images + num_others)
     calibration = _calibration_images(student, chosen, num_checked) if target else None
-    # Labels compare with their teacher's head alone.
-    head = head_of(student.heads, labels.teacher) if labels and student.heads else None
     visual = student.model.visual
     tower, folded = UnitNorm(visual, head).eval(), UnitNorm(reparameterize_model(visual), head).eval()
     model = tower_to_onnx(folded, student.image_size, opset)

@@ -1,23 +1,34 @@
 """What a student's folder says of it: the bank that its exported file carries, its teachers, what it was trained on."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reinforce.config import ConfigError, ModalityConfig
 from reinforce.deploy.model_file import ModelLabels
-from reinforce.image_tower import STUDENT_NAME, banks_in
+from reinforce.image_tower import STUDENT_NAME, banks_in, head_of, name_of_teacher
 from reinforce.sample import RGB_MODALITY
-from reinforce.shards.banks import read_bank, teachers_of_bank
+from reinforce.shards.banks import Bank, bank_in_space, read_bank, teachers_of_bank
 from reinforce.student.models import Student
 from reinforce.weights import ModelError
 
 
-def labels_for_student(folder: Path, student: Student, bank_uri: str | None) -> ModelLabels | None:
+@dataclass(frozen=True)
+class StudentLabels:
+    """The labels that go with a student, and the part of its embedding that compares with them."""
+
+    labels: ModelLabels
+    head: slice | None
+    """None: all of it."""
+
+
+def labels_for_student(folder: Path, student: Student, bank_uri: str | None) -> StudentLabels | None:
     """None if the student's folder has no bank and none is named. Raises ConfigError or FormatError, in one line.
 
-    A student is scored by the labels of its one teacher, or of the first by name of those it has a head of: a bank of
-    other weights is refused, and any bank for a student with a text tower, which embeds labels itself.
+    A student is scored by the labels of its teacher, of several by those of the first by name that the bank has: by the
+    weights, as `evaluate` chooses. A bank of other weights is refused, and any bank for a student with a text tower,
+    which embeds labels itself.
     """
     if bank_uri is None:
         bank_uri = _bank_of_folder(folder)
@@ -26,17 +37,15 @@ def labels_for_student(folder: Path, student: Student, bank_uri: str | None) -> 
     if student.has_text:
         raise ConfigError(f"--bank: {folder} has a text tower of its own; a bank is of the space of its teacher")
     teachers = recorded_teachers(folder)
-    wanted = next(iter(teachers)) if len(teachers) == 1 else None
+    bank = _bank_of_teachers(bank_uri, teachers) if teachers else read_bank(bank_uri)
+    head = None
     if student.heads:
-        wanted = next((name for name in teachers_of_bank(bank_uri) if name in student.heads), None)
-    bank = read_bank(bank_uri, wanted)
-    if teachers and bank.weights_sha256 not in teachers.values():
-        raise ConfigError(f"--bank {bank_uri}: its teacher {bank.teacher} has other weights than the student's")
-    dim = student.heads[bank.teacher] if wanted in student.heads else student.embed_dim
+        head = head_of(student.heads, name_of_teacher(teachers, bank.teacher, bank.weights_sha256))
+    dim = student.embed_dim if head is None else head.stop - head.start
     if bank.embeddings.shape[1] != dim:
         sizes = f"{bank.embeddings.shape[1]} values a label, the student {dim} an image"
         raise ConfigError(f"--bank {bank_uri}: has {sizes}; name a bank of its teacher")
-    return ModelLabels(
+    labels = ModelLabels(
         bank=bank.name,
         teacher=bank.teacher,
         labels=bank.labels,
@@ -45,6 +54,18 @@ def labels_for_student(folder: Path, student: Student, bank_uri: str | None) -> 
         logit_bias=bank.logit_bias,
         fingerprint=bank.fingerprint,
     )
+    return StudentLabels(labels, head)
+
+
+def _bank_of_teachers(uri: str, teachers: dict[str, str | None]) -> Bank:
+    """The one of the student's weights."""
+    banks = [read_bank(uri, name) for name in teachers_of_bank(uri)] or [read_bank(uri)]
+    found = bank_in_space(banks, teachers.values())
+    if found is None:
+        names = ", ".join(bank.teacher for bank in banks)
+        whose = f"its teacher {names} has" if len(banks) == 1 else f"its teachers {names} have"
+        raise ConfigError(f"--bank {uri}: {whose} other weights than the student's")
+    return found
 
 
 def _bank_of_folder(folder: Path) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reinforce.config import ConfigError
 from reinforce.evaluation.model import EmbeddingModel
-from reinforce.shards.banks import Bank, bank_key, read_bank, teachers_of_bank
+from reinforce.shards.banks import Bank, bank_in_space, bank_key, read_bank, teachers_of_bank
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def notes_of(model: EmbeddingModel, bank: Bank) -> tuple[str, ...]:
 
 
 def _of_its_space(model: EmbeddingModel, banks: Sequence[Bank], where: str) -> Bank:
-    fitting = [bank for bank in banks if bank.weights_sha256 in model.space]
-    if fitting:
-        return fitting[0]
+    fitting = bank_in_space(banks, model.space)
+    if fitting is not None:
+        return fitting
     teachers = ", ".join(bank.teacher for bank in banks) or "no teacher"
     if model.space and not model.has_text:
         raise ConfigError(f"--bank {where}: is of {teachers}, whose weights {model.name} was not trained from")

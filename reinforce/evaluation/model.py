@@ -14,7 +14,13 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from reinforce.image_tower import IMAGE_TOWER_CONFIG_NAME, head_of, is_image_tower, load_image_tower
+from reinforce.image_tower import (
+    IMAGE_TOWER_CONFIG_NAME,
+    head_of,
+    is_image_tower,
+    load_image_tower,
+    name_of_teacher,
+)
 from reinforce.weights import ModelError, OpenClipModel, load_open_clip
 
 TEXTS_PER_BATCH = 256
@@ -85,9 +91,8 @@ class EmbeddingModel:
         its head, of unit norm; all of them where there are no heads. Raises `ModelError` if it is no teacher of it."""
         if not self.heads:
             return embeddings
-        if self.teachers.get(teacher) != weights_sha256:
-            teacher = next((name for name, sha256 in self.teachers.items() if sha256 == weights_sha256), teacher)
-        return torch.nn.functional.normalize(embeddings[:, head_of(self.heads, teacher)], dim=-1)
+        head = head_of(self.heads, name_of_teacher(self.teachers, teacher, weights_sha256))
+        return torch.nn.functional.normalize(embeddings[:, head], dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "rows dim"]:
         """Unit-norm rows on the CPU, in batches. Raises `ModelError` without a text tower."""

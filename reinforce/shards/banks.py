@@ -6,6 +6,7 @@ be copied out of the dataset: a student in a teacher's space takes the bank it w
 
 import re
 import tempfile
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,11 @@ def read_bank(uri: str, teacher: str | None = None) -> Bank:
         )
     except (KeyError, TypeError) as error:
         raise FormatError(f"{path}: says nothing of {error}") from None
+
+
+def bank_in_space(banks: Sequence[Bank], space: Collection[str | None]) -> Bank | None:
+    """The first bank of weights whose sha256 is in `space`: names of teachers say nothing of that."""
+    return next((bank for bank in banks if bank.weights_sha256 in space), None)
 
 
 def teachers_of_bank(uri: str) -> list[str]:
