@@ -19,13 +19,19 @@ def read_classnames(root: str, given: str | None) -> tuple[str, ...]:
     if given:
         uri, names = given, read_labels(given, option="--classnames")
     else:
-        text, uri = _beside(root, CLASSNAMES_FILE)
-        if text is None:
+        found = find_classnames(root)
+        if found is None:
             raise ConfigError(f"no {CLASSNAMES_FILE} in {root} or the folder above it: pass --classnames FILE")
-        names = _labels(text, uri)
+        names, uri = found
     if len(names) < 2:
         raise ConfigError(f"{uri}: {len(names)} class names; zero-shot classification needs at least 2")
     return names
+
+
+def find_classnames(root: str) -> tuple[tuple[str, ...], str] | None:
+    """Names and the URI of their file in the shards' folder or the one above it, if there is one."""
+    text, uri = _beside(root, CLASSNAMES_FILE)
+    return None if text is None else (_labels(text, uri), uri)
 
 
 def read_labels(uri: str, *, option: str) -> tuple[str, ...]:

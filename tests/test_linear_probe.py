@@ -165,6 +165,21 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert "no class has two images" in refused(command(task="linear", train=[train]))
 
 
+def test_training_labels_of_other_names_are_refused(tmp_path: Path) -> None:
+    """Beside the shards, or above them: where those of --dataset may lie too, in another spelling."""
+    uri, train = write_colours(tmp_path / "a", COLOUR_LABELS), write_training(tmp_path / "b", COLOUR_LABELS * 3)
+    names = [name.upper() for name in COLOURS]
+    beside = tmp_path / "b" / "classnames.txt"
+    beside.write_text("\n".join(names))
+    assert LinearTask(uri, train=[train]).evaluate(painter()).top1 == 1.0
+    beside.write_text("\n".join([*names[1:], names[0]]))
+    assert "--train: label 0 is GREEN in" in refused(lambda: LinearTask(uri, train=[train]))
+    given = LinearTask(uri, train=[train], classnames=str(tmp_path / "a" / "classnames.txt"))
+    assert given.classnames == tuple(COLOURS)
+    beside.write_text("\n".join(names[:3]))
+    assert "label 3 is no class in" in refused(lambda: LinearTask(uri, train=[train]))
+
+
 def test_a_model_in_the_table(tmp_path: Path) -> None:
     """A trained network, and class names that are given."""
     uri, train = write_colours(tmp_path, COLOUR_LABELS), write_training(tmp_path, COLOUR_LABELS * 3)

@@ -5,6 +5,7 @@ one over the evaluated ones; memory is 4 bytes x dim for each image of both. No 
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -19,14 +20,15 @@ from reinforce.evaluation.metrics import label_ranks, num_non_finite, recall
 from reinforce.evaluation.model import EmbeddingModel
 from reinforce.evaluation.probe import ChosenProbe, choose_probe
 from reinforce.evaluation.results import LinearResult
-from reinforce.prompts import read_classnames
+from reinforce.prompts import find_classnames, read_classnames
+from reinforce.shards.banks import bank_key
 
 
 class LinearTask:
     """Labelled shards to train a probe on and labelled shards to evaluate it on, ready for any number of models.
 
     `classnames`, `select` and `modality` as of `ZeroShotTask`; the selection is of the evaluated shards alone. Raises
-    `ConfigError`, also for a shard that is in both.
+    `ConfigError`, also for a shard that is in both, and for shards that have other class names beside them.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class LinearTask:
         if in_both:
             raise ConfigError(f"--train: {in_both[0]} is evaluated too; train the probe on other shards")
         self.classnames = read_classnames(self.images.root, classnames)
+        if classnames is None:
+            _check_same_classes(self.classnames, self.train.root)
         self.batch_size = batch_size
 
     def evaluate(self, model: EmbeddingModel) -> LinearResult:
@@ -114,6 +118,20 @@ class LinearTask:
         if num_untrained:
             notes.append(f"{model.name}: classes without an image to train on: {num_untrained:,}")
         return tuple(notes)
+
+
+def _check_same_classes(classnames: tuple[str, ...], train_root: str) -> None:
+    """A label is a number: with names in another order the probe would learn other classes than it is asked for."""
+    found = find_classnames(train_root)
+    if found is None:
+        return
+    others, uri = found
+    for label, (name, other) in enumerate(zip_longest(classnames, others, fillvalue="no class")):
+        if bank_key(name) != bank_key(other):
+            raise ConfigError(
+                f"--train: label {label} is {other} in {uri}, and {name} of --dataset; give shards with labels of the "
+                "same classes, or --classnames FILE if they are"
+            )
 
 
 def _ranks(
