@@ -18,7 +18,16 @@ from reinforce.evaluation import LinearTask, evaluate_models, probe, render_clas
 from reinforce.evaluation.model import EmbeddingModel
 from reinforce.evaluation.probe import Probe, choose_probe, held_out_rows
 from tests.tars import write_tar
-from tests.test_evaluate import COLOURS, colour_bytes, painter, refused, text_of, write_colours, write_selection
+from tests.test_evaluate import (
+    COLOURS,
+    Painter,
+    colour_bytes,
+    painter,
+    refused,
+    text_of,
+    write_colours,
+    write_selection,
+)
 
 NUM_CLASSES = 4
 COLOUR_LABELS = [("red", "0"), ("green", "1"), ("blue", "2"), ("grey", "3")]
@@ -178,6 +187,20 @@ def test_training_labels_of_other_names_are_refused(tmp_path: Path) -> None:
     assert given.classnames == tuple(COLOURS)
     beside.write_text("\n".join(names[:3]))
     assert "label 3 is no class in" in refused(lambda: LinearTask(uri, train=[train]))
+
+
+def test_evaluated_shards_without_labels_are_found_before_the_training_images_are_embedded(tmp_path: Path) -> None:
+    train, module = write_training(tmp_path, COLOUR_LABELS * 3), Painter()
+    write_tar(tmp_path / "bare" / "a.tar", [("0.png", colour_bytes("red"))])
+    nameless = write_colours(tmp_path, [("red", "0"), ("blue", "9")])
+
+    def probed(uri: str) -> Callable[[], object]:
+        return lambda: LinearTask(uri, train=[train]).evaluate(painter(module))
+
+    for uri, message in ((str(tmp_path / "bare"), "has a .cls member"), (nameless, "1 of 2 labels of")):
+        module.seen.clear()
+        assert message in refused(probed(uri))
+        assert sum(len(pixels) for pixels in module.seen) <= 2
 
 
 def test_a_model_in_the_table(tmp_path: Path) -> None:

@@ -60,15 +60,16 @@ class LinearTask:
     def evaluate(self, model: EmbeddingModel) -> LinearResult:
         """One pass of the model over both, the probe, and what came of it."""
         with model.evaluating():
-            learned = self.train.embed(model, self.batch_size)
+            # First, before many training images are embedded for labels that are not there.
             found = self.images.embed(model, self.batch_size)
+            images, labels = rows_with_name(found, len(self.classnames), self.images.root)
+            learned = self.train.embed(model, self.batch_size)
         features, targets = self._training_rows(learned)
         chosen = choose_probe(features.to(_device_of(model)), targets, len(self.classnames))
         if chosen is None:
             raise ConfigError(
                 f"--train: no class has two images in {self.train.root}; a fifth of them is held out to choose by"
             )
-        images, labels = rows_with_name(found, len(self.classnames), self.images.root)
         ranks = _ranks(chosen, images, labels)
         per_class = tuple(
             class_result(name, ranks[labels == index], None) for index, name in enumerate(self.classnames)
