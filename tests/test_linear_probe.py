@@ -1,5 +1,6 @@
 """The probe is at its optimum, knows nothing of the test labels, and counts what it could not use."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from reinforce.config import ConfigError
+from reinforce.config import ConfigError, ModalityConfig
 from reinforce.demo import MODELS
 from reinforce.evaluation import LinearTask, evaluate_models, probe, render_class_table, render_table
 from reinforce.evaluation.model import EmbeddingModel
 from reinforce.evaluation.probe import Probe, choose_probe, held_out_rows
-from tests.tars import write_tar
+from tests.tars import encode, write_tar
 from tests.test_evaluate import (
     COLOURS,
     Painter,
@@ -98,9 +100,11 @@ def test_a_fit_that_stops_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def write_training(folder: Path, labels: Sequence[tuple[str, str]]) -> str:
+    """Files other than those of `write_colours`."""
     members = []
     for index, (colour, label) in enumerate(labels):
-        members += [(f"t{index}.png", colour_bytes(colour)), (f"t{index}.cls", label.encode())]
+        image = encode(Image.new("RGB", (13, 9), COLOURS[colour]))
+        members += [(f"t{index}.png", image), (f"t{index}.cls", label.encode())]
     write_tar(folder / "train" / "a.tar", members)
     return str(folder / "train")
 
@@ -187,6 +191,37 @@ def test_training_labels_of_other_names_are_refused(tmp_path: Path) -> None:
     assert given.classnames == tuple(COLOURS)
     beside.write_text("\n".join(names[:3]))
     assert "label 3 is no class in" in refused(lambda: LinearTask(uri, train=[train]))
+
+
+def test_what_is_evaluated_is_not_trained_on(tmp_path: Path) -> None:
+    """A copy of the evaluated shard under another name among others, and a link to its folder."""
+    uri, train = write_colours(tmp_path, COLOUR_LABELS), write_training(tmp_path, COLOUR_LABELS * 3)
+    shutil.copy(tmp_path / "test" / "a.tar", tmp_path / "train" / "b.tar")
+    result = LinearTask(uri, train=[train]).evaluate(painter())
+    assert (result.num_samples, result.num_train, result.train_drops) == (4, 12, {"also_evaluated": 4})
+    assert "dropped of --train: also_evaluated 4" in words_of(render_table([result]))
+    select = write_selection(tmp_path / "s.parquet", [("a", "0"), ("a", "1")])
+    narrowed = LinearTask(uri, train=[train], select=select).evaluate(painter())
+    assert (narrowed.num_samples, narrowed.num_train, narrowed.train_drops) == (2, 14, {"also_evaluated": 2})
+    (tmp_path / "link").symlink_to(tmp_path / "test")
+    linked = LinearTask(uri, train=[str(tmp_path / "link")])
+    assert "is evaluated too; give other shards" in refused(lambda: linked.evaluate(painter()))
+
+
+def test_images_of_a_modality_are_told_apart_by_their_own_bytes(tmp_path: Path) -> None:
+    def write(folder: str, images: Sequence[tuple[int, str]]) -> str:
+        """Thermal images alone, or beside one and the same RGB image."""
+        members = []
+        for index, (level, label) in enumerate(images):
+            members.append((f"{index}.ir.png", encode(Image.new("L", (12, 9), level))))
+            members.append((f"{index}.cls", label.encode()))
+        write_tar(tmp_path / folder / f"{folder}.tar", members)
+        return str(tmp_path / folder)
+
+    (tmp_path / "classnames.txt").write_text("cold\nhot")
+    uri, train = write("test", [(9, "0"), (250, "1")]), write("train", [(8, "0"), (12, "0"), (240, "1"), (250, "1")])
+    result = LinearTask(uri, train=[train], modality=ModalityConfig(suffix="ir.png")).evaluate(painter())
+    assert (result.num_train, result.train_drops) == (3, {"also_evaluated": 1})
 
 
 def test_evaluated_shards_without_labels_are_found_before_the_training_images_are_embedded(tmp_path: Path) -> None:

@@ -65,5 +65,5 @@ class EmbeddedImages:
 
     @property
     def origins(self) -> list[Origin]:
-        """With `needs` origin."""
+        """Of all, where they were asked for."""
         return [facts.origin for facts in self.facts if facts.origin is not None]

@@ -45,8 +45,9 @@ class ShardImages:
 
     `root` is the source root's URI, by default that of the folder that holds all shards. `counts` says what was left
     out short of a whole sample; it is complete after a pass. With `modality` the images are a sample's members of its
-    suffix in place of the RGB ones, by its range, and the clean view is their own; `needs` rgb gives both. Raises
-    `ConfigError` for a selection that no shard has a part in, and for a shard that is not a whole tar.
+    suffix in place of the RGB ones, by its range, and the clean view is their own; `needs` rgb gives both. With `needs`
+    origin or `with_origins` each tells where it is from. Raises `ConfigError` for a selection that no shard has a part
+    in, and for a shard that is not a whole tar.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class ShardImages:
         cache_bytes: int = CACHE_BYTES,
         modality: ModalityConfig | None = None,
         root: str | None = None,
+        with_origins: bool = False,
     ) -> None:
         self.root, refs = find_shards([uris] if isinstance(uris, str) else uris, root)
         self.counts: Counter[str] = Counter()
         self._selection = read_selection(select) if select else None
         self._refs = _selected(refs, self._selection)
         self._needs = needs
+        self._with_origins = with_origins or needs == "origin"
         self._max_captions = max_captions
         self._modality = modality
         self._source = _source_config(field_name if needs in ("labels", "captions") else None, needs, modality)
@@ -195,8 +198,9 @@ class ShardImages:
             if isinstance(image, Drop):
                 return Skipped(image.reason)
             views.append(_clean_view(image, size, squashes))
-        if self._needs == "origin":
-            facts = replace(facts, origin=Origin(stem, sample.key, hashlib.sha256(sample.image).digest()))
+        if self._with_origins:
+            data = sample.modalities[_MODALITY] if modality else sample.image
+            facts = replace(facts, origin=Origin(stem, sample.key, hashlib.sha256(data).digest()))
         return Example(views[0], facts, *views[1:])
 
     def _captions(self, sample: Sample) -> tuple[str, ...]:

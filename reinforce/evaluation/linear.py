@@ -1,11 +1,13 @@
 """A linear probe of frozen image embeddings: how well a classifier on them can do that has labels to learn from.
 
 The features are the unit-norm embedding that a model is used by, of clean views. One pass over the training shards and
-one over the evaluated ones; memory is 4 bytes x dim for each image of both. No test label has a part in any choice.
+one over the evaluated ones; memory is 4 bytes x dim for each image of both, and some 300 that tell where it is from.
+No test label has a part in any choice, and no image that is evaluated is trained on.
 """
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,12 +45,9 @@ class LinearTask:
         cache_bytes: int = CACHE_BYTES,
         modality: ModalityConfig | None = None,
     ) -> None:
-        self.images = ShardImages(
-            uris, needs="label", select=select, workers=workers, cache_bytes=cache_bytes // 2, modality=modality
-        )
-        self.train = ShardImages(
-            train, needs="label", workers=workers, cache_bytes=cache_bytes - cache_bytes // 2, modality=modality
-        )
+        images: dict[str, Any] = {"needs": "label", "workers": workers, "modality": modality, "with_origins": True}
+        self.images = ShardImages(uris, select=select, cache_bytes=cache_bytes // 2, **images)
+        self.train = ShardImages(train, cache_bytes=cache_bytes - cache_bytes // 2, **images)
         in_both = sorted(set(self.images.uris) & set(self.train.uris))
         if in_both:
             raise ConfigError(f"--train: {in_both[0]} is evaluated too; train the probe on other shards")
@@ -64,6 +63,7 @@ class LinearTask:
             found = self.images.embed(model, self.batch_size)
             images, labels = rows_with_name(found, len(self.classnames), self.images.root)
             learned = self.train.embed(model, self.batch_size)
+        self._leave_out(learned, {origin.sha256 for origin in found.origins})
         features, targets = self._training_rows(learned)
         chosen = choose_probe(features.to(_device_of(model)), targets, len(self.classnames))
         if chosen is None:
@@ -97,6 +97,17 @@ class LinearTask:
             train_counts=dict(sorted((+self.train.counts).items())),
             notes=model.notes + self._notes(model, chosen, targets),
         )
+
+    def _leave_out(self, learned: EmbeddedImages, evaluated: set[bytes]) -> None:
+        """Images that are evaluated too, in whatever shard: the probe would only have to remember them."""
+        kept = [row for row, origin in enumerate(learned.origins) if origin.sha256 not in evaluated]
+        num_evaluated = len(learned.facts) - len(kept)
+        if not kept:
+            raise ConfigError(f"--train: every image of {self.train.root} is evaluated too; give other shards")
+        if num_evaluated:
+            learned.drops["also_evaluated"] = num_evaluated
+            learned.facts = [learned.facts[row] for row in kept]
+            learned.embeddings = learned.embeddings[kept]
 
     def _training_rows(self, learned: EmbeddedImages) -> tuple[Float[Tensor, "rows dim"], Int[np.ndarray, " rows"]]:
         """Those with a name and a finite embedding: one that is not would spoil the probe."""
