@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,12 @@ def test_each_teacher_has_its_head(folder: Path, two_heads: Path, teacher: str, 
 def test_a_bank_of_a_teacher_under_another_name_and_of_none(folder: Path, two_heads: Path, tmp_path: Path) -> None:
     renamed = save_random_bank(tmp_path, "renamed", ("cat", "dog", "boat"), dim=12)
     assert evaluated(two_heads, folder, task="zeroshot", bank=renamed).bank == "renamed"
+    taken = Path(shutil.copytree(two_heads, tmp_path / "taken"))
+    save_random_bank(taken, "things", ("cat", "dog", "boat"), dim=12, teacher="large")
+    assert evaluated(taken, folder, task="zeroshot", teacher="large").bank == "things"
+    message = refused(lambda: evaluated(taken, folder, task="zeroshot", teacher="small"))
+    assert message.startswith(f"--teacher small: {taken}/banks/things, the bank that {taken}")
+    assert message.endswith("has taken along, is of large; pass --bank DATASET/banks/NAME")
     wide = save_random_bank(tmp_path, "wide", ("cat", "dog", "boat"), dim=20)
     message = refused(lambda: evaluated(two_heads, folder, task="zeroshot", bank=wide))
     assert "its labels have 20 values, an image of" in message

@@ -62,7 +62,14 @@ def bank_for(model: EmbeddingModel, uri: str | None, teacher: str | None = None)
         raise ConfigError(
             f"model {model.name}: an image tower alone, and its folder has no bank or several; pass --bank URI"
         )
-    names = [teacher] if teacher is not None else teachers_of_bank(where)
+    there = teachers_of_bank(where)
+    if uri is None and teacher is not None and teacher not in there:
+        whose = ", ".join(there) or "no teacher"
+        raise ConfigError(
+            f"--teacher {teacher}: {where}, the bank that {model.name} has taken along, is of {whose}; "
+            "pass --bank DATASET/banks/NAME"
+        )
+    names = there if teacher is None else [teacher]
     bank = _of_its_space(model, [read_bank(where, name) for name in names] or [read_bank(where)], where)
     pixels = np.zeros((1, model.image_size, model.image_size, 3), np.uint8)
     with model.evaluating():
