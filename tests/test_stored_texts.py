@@ -152,7 +152,13 @@ def test_texts_of_another_space_are_refused(folder: Path, tmp_path: Path) -> Non
     assert "by large, small" in refused(command(tower, texts=fake))
     assert "was not trained from such weights" in refused(command(tower, texts=fake))
     assert "it has other weights" in refused(command(DEMO, texts=fake))
-    assert "by demo_a, not by nobody" in refused(command(tower, texts=demo, teacher="nobody"))
+    message = refused(command(tower, texts=demo, teacher="nobody"))
+    assert "embedded by demo_a, not by nobody; name one of those with --teacher" in message
+    plan = fake_plan({"source": {"captions": [], "max_captions": 0}, "views": {"count": 0}}, captioners=[])
+    assert not run(plan, folder / "in", tmp_path / "wordless").failed
+    for teacher in (None, "large"):
+        message = refused(command(tower, texts=str(tmp_path / "wordless"), teacher=teacher))
+        assert "holds no embeddings of the source's captions; give a dataset that was built with source.capt" in message
     assert "--texts DATASET has its teacher's texts" in refused(command(tower))
     assert "--captions: with --texts captions are those of" in refused(command(tower, texts=demo, captions="txt"))
     assert "--texts: only for --task retrieval" in refused(command(tower, texts=demo, task="zeroshot"))

@@ -60,14 +60,23 @@ class StoredTexts:
     def signal_for(self, model: EmbeddingModel, teacher: str | None = None) -> Signal:
         """The texts in the model's space: those of `teacher`, or of the first by name. Raises `ConfigError`."""
         signals = [s for s in self._dataset.signals if s.kind == "text" and s.source == ORIGINAL]
-        names = ", ".join(signal.model for signal in signals) or "no teacher"
+        if not signals:
+            raise ConfigError(
+                f"--texts {self.uri}: holds no embeddings of the source's captions; give a dataset that was built with "
+                "source.captions and a max_captions above 0"
+            )
+        names = [signal.model for signal in signals]
+        if teacher is not None and teacher not in names:
+            raise ConfigError(
+                f"--texts {self.uri}: its captions are embedded by {', '.join(names)}, not by {teacher}; name one of "
+                "those with --teacher, or give another dataset"
+            )
         for signal in signals:
             if teacher in (None, signal.model) and self.weights_sha256_of(signal) in model.space:
                 return signal
-        if teacher is not None:
-            names = f"{names}, not by {teacher}" if teacher not in names.split(", ") else teacher
+        whose = teacher or ", ".join(names)
         why = "it has other weights" if model.has_text else "it was not trained from such weights"
-        raise ConfigError(f"--texts {self.uri}: its captions are embedded by {names}; {model.name}: {why}")
+        raise ConfigError(f"--texts {self.uri}: its captions are embedded by {whose}; {model.name}: {why}")
 
     def weights_sha256_of(self, signal: Signal) -> str | None:
         """Of the teacher that embedded the texts."""
