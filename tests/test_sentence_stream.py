@@ -232,6 +232,10 @@ def test_what_is_missing_is_said_before_anything_is_read(dataset: Path, tmp_path
     assert skipped is not None
     assert (len(skipped.stems), skipped.num_skipped_files) == (2, 1)
     assert len(plan(copy, teachers=["small"]).sentences.stems) == 3  # type: ignore[union-attr]
+    for name in ("0", "sub/1"):
+        (copy / corpus_embeddings_file(f"corpora/numbers/{name}", "large")).unlink()
+    with pytest.raises(ConfigError, match=r"3 of 3 files of sentences are not finished; run the build again$"):
+        plan(copy, missing="skip")
     signal = copy / "corpora/other/embeddings/small/signal.json"
     document = json.loads(signal.read_text())
     document["content"]["weights_sha256"] = "1" * 64

@@ -119,9 +119,10 @@ def plan_sentences(
         raise ConfigError(f"{dataset.store.uri}: no file of sentences of {names} is finished; build it first")
     complete = [stem for stem in stems if all(corpus_embeddings_file(stem, name) in dataset.sizes for name in teachers)]
     if len(complete) < len(stems) and not (complete and data.missing == "skip"):
+        or_skip = ", or --set student.data.missing=skip" if complete else ""
         raise ConfigError(
             f"{dataset.store.uri}: {len(stems) - len(complete)} of {len(stems)} files of sentences are not finished; "
-            "run the build again, or --set student.data.missing=skip"
+            f"run the build again{or_skip}"
         )
     fingerprints = {corpus.name: str(corpus.document["fingerprint"]) for corpus in corpora}
     for corpus in corpora:
