@@ -83,8 +83,10 @@ class SentencePlan:
     def description(self) -> str:
         """A line on what is read."""
         skipped = f"; {self.num_skipped_files:,} unfinished files are left out" if self.num_skipped_files else ""
-        a_step = f"{self.config.batch_size:,} a step"
-        return f"sentences: {self.count():,} of {', '.join(self.corpora)}, without images, {a_step}{skipped}"
+        num_sentences, a_step = self.count(), f"{self.config.batch_size:,} a step"
+        if 0 < num_sentences < self.config.batch_size:
+            a_step += f", each {self.config.batch_size / num_sentences:,.1f} times on average"
+        return f"sentences: {num_sentences:,} of {', '.join(self.corpora)}, without images, {a_step}{skipped}"
 
 
 def kept_keys(file: ShardFile) -> pa.StringArray:
