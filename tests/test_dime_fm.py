@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from reinforce.banks import resolve_banks, write_banks
-from reinforce.config import BuildConfig, ConfigError, LossConfig, Recipe, StudentModelConfig
+from reinforce.config import BuildConfig, ConfigError, LossConfig, Recipe, StudentModelConfig, load_recipe
 from reinforce.evaluation import ZeroShotTask
 from reinforce.image_tower import head_of, load_image_tower
 from reinforce.shards.banks import read_bank
@@ -195,10 +195,17 @@ def test_a_head_for_each_of_several_teachers(dataset: Path, tmp_path: Path) -> N
 def test_without_l_vl_no_sentence_is_read(dataset: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(dataset, bare, ignore=shutil.ignore_patterns("corpora"))
-    train(bare, tmp_path / "run", dime_fm(steps=2, loss={"vl_weight": 0.0}))
+    train(bare, tmp_path / "run", dime_fm(steps=2, loss={"vl_weight": 0.0}, data={"sentences": None}))
     assert read_metrics(tmp_path / "run")[0].keys() >= {"pvl"}
     with pytest.raises(ConfigError, match=r"has no corpus, and loss.kind dime_fm reads sentences"):
         train(bare, tmp_path / "other", dime_fm(steps=2))
+    without = ["student.loss.vl_weight=0"]
+    with pytest.raises(ConfigError, match=r"data.sentences: with loss.vl_weight 0 none is read; leave it out \(--set "):
+        load_recipe("demo_dime_fm", without)
+    narrowed = load_recipe("demo_dime_fm", [*without, "student.data.sentences=null"])
+    assert narrowed.student is not None
+    # Also once it is written out whole, defaults and all.
+    assert Recipe.model_validate(narrowed.model_dump(mode="json")) == narrowed
 
 
 def test_the_image_tower_of_an_architecture_alone(tmp_path: Path) -> None:

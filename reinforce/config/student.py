@@ -200,6 +200,10 @@ class StudentConfig(Strict):
             raise ValueError(f"loss.kind {kind} reads no captions; leave data.captioners out")
         if kind != "dime_fm" and self.data.sentences is not None:
             raise ValueError(f"data.sentences: loss.kind {kind} reads none; dime_fm does")
+        if kind == "dime_fm" and not self.loss.vl_weight and self.data.sentences is not None:
+            raise ValueError(
+                "data.sentences: with loss.vl_weight 0 none is read; leave it out (--set student.data.sentences=null)"
+            )
         if kind not in ("edgevl", "triplet") and self.data.modalities != ("rgb",):
             raise ValueError(f"data.modalities: loss.kind {kind} sees rgb alone; edgevl and triplet see several")
         if kind == "triplet" and self.data.views_per_decode > 1:
