@@ -16,7 +16,7 @@ from reinforce.config.build import (
     ViewsConfig,
 )
 from reinforce.config.corpus import CorpusConfig
-from reinforce.config.loss import LOSSES_OF_IMAGE_TOWERS, LossConfig
+from reinforce.config.loss import FIELDS_OF_LOSSES, LOSSES_OF_IMAGE_TOWERS, LossConfig
 from reinforce.config.modality import ModalityConfig, ValueRange
 from reinforce.config.recipe import Recipe, builtin_recipes, load_recipe, parse_recipe
 from reinforce.config.student import (
@@ -30,6 +30,7 @@ from reinforce.config.student import (
 )
 
 __all__ = [
+    "FIELDS_OF_LOSSES",
     "LOSSES_OF_IMAGE_TOWERS",
     "BankConfig",
     "BuildConfig",

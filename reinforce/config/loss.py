@@ -14,7 +14,7 @@ _PAIRED = {
     "initial_logit_scale",
     "max_logit_scale",
 }
-_FIELDS_OF_LOSSES = {
+FIELDS_OF_LOSSES = {
     "clip": _PAIRED,
     "mobileclip": _PAIRED,
     "clip4retrofit": {"bank", "bank_weight", "bank_scale"},
@@ -85,7 +85,7 @@ class LossConfig(Strict):
 
     @model_validator(mode="after")
     def _check_fields_of_kind(self) -> Self:
-        for field in sorted(set().union(*_FIELDS_OF_LOSSES.values()) - _FIELDS_OF_LOSSES[self.kind]):
+        for field in sorted(set().union(*FIELDS_OF_LOSSES.values()) - FIELDS_OF_LOSSES[self.kind]):
             # By value: a recipe that was written out whole, defaults and all, is still a recipe.
             if getattr(self, field) != type(self).model_fields[field].get_default():
                 raise ValueError(f"{field} is no field of kind {self.kind}")

@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from reinforce.config import DataConfig, LossConfig, StudentConfig
+from reinforce.config import FIELDS_OF_LOSSES, LOSSES_OF_IMAGE_TOWERS, DataConfig, LossConfig, StudentConfig
 from reinforce.shards.dataset import differences
 from reinforce.student.plan import ReadPlan
 from reinforce.student.taken_bank import TakenBank
@@ -18,18 +18,6 @@ _DIGESTS = {
 }
 """What is known by its digest alone, and what it says if that is another."""
 
-_OF_DIME_FM = (
-    "vl_weight",
-    "pvl_weight",
-    "udist_weight",
-    "vl_temperature",
-    "pvl_temperature",
-    "udist_temperature",
-    "similarity_scale",
-    "cosine_weight",
-    "gather",
-)
-
 
 def identity(config: StudentConfig, plan: ReadPlan, bank: TakenBank | None, world_size: int) -> dict[str, Any]:
     """What must not change for a run to go on: the recipe, the data, the number of processes."""
@@ -43,8 +31,8 @@ def identity(config: StudentConfig, plan: ReadPlan, bank: TakenBank | None, worl
         del fields["data"]["views_per_decode"], fields["data"]["views_placement"]
     # Likewise: choices that came later, where nothing was chosen.
     later = [("data", "modalities"), ("data", "modality_ranges")]
-    later += [("loss", name) for name in ("bank", "bank_weight", "bank_scale", "margin", "num_negatives")]
-    later += [("loss", name) for name in _OF_DIME_FM]
+    of_image_towers = set[str]().union(*(FIELDS_OF_LOSSES[kind] for kind in LOSSES_OF_IMAGE_TOWERS))
+    later += [("loss", name) for name in sorted(of_image_towers)]
     for section, name in later:
         model: DataConfig | LossConfig = getattr(config, section)
         if getattr(model, name) == type(model).model_fields[name].get_default(call_default_factory=True):
