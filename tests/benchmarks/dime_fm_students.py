@@ -6,8 +6,10 @@ Demo scenes: plain CLIP on the same images with their captions (as the web has t
 any pairing; then what it learns if the clean view's embedding is the target of every crop, as in the published
 trainer, or of one view. CIFAR-10 (in ../shared): the terms of the loss, one after another, and a linear probe. Within
 a part all students have the same image tower, steps, batch and images. Each arm has the learning rate of three that is
-best on validation data with seed 0; the tables are of test data. All steps are processes of their own; what is in the
-folder is not done again.
+best on validation data with seed 0, and it is said where that is the first or the last of them; the tables are of test
+data. CIFAR-10's teacher was trained on all training images, those of the validation shard and of the probe too, and the
+ten names in the corpus are the classes of the test. All steps are processes of their own; what is in the folder is not
+done again.
 """
 
 import argparse
@@ -108,8 +110,10 @@ class Part:
         best = {name: max(LEARNING_RATES, key=lambda rate: scores[name, rate]) for name in self.arms}
         print("| student, seed 0 | validation top-1 by learning rate, % |\n|---|---|")
         for name in self.arms:
-            tried = ", ".join(f"{rate:g}: {100 * scores[name, rate]:.1f}" for rate in LEARNING_RATES)
-            print(f"| {name} | {tried} |", flush=True)
+            at_end = {best[name]} & {LEARNING_RATES[0], LEARNING_RATES[-1]}
+            remarks = dict.fromkeys(at_end, " (at the end of the grid)")
+            tried = [f"{rate:g}: {100 * scores[name, rate]:.1f}{remarks.get(rate, '')}" for rate in LEARNING_RATES]
+            print(f"| {name} | {', '.join(tried)} |", flush=True)
         wanted = [(name, seed) for seed in seeds for name in self.arms]
         with ThreadPoolExecutor(self.jobs) as pool:
             students = pool.map(lambda each: self._train(each[0], best[each[0]], each[1])[0], wanted)
