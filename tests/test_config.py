@@ -28,10 +28,12 @@ def test_the_recipe_dime_fm_is_as_published() -> None:
     assert optimizer.warmup_steps == 4 * 40e6 / student.batch_size
     assert (views.scale, views.num_ops, views.hflip) == ((0.08, 1.0), 0, 0.5)
     assert recipe.build.source.max_captions == 0
-    swin = "student.model={backbone: swin_tiny_patch4_window7_224, image_size: 224, embed_dim: 768, text: null}"
+    swin = "student.model={backbone: swin_tiny_patch4_window7_224, image_size: 224, embed_dim: 768, text: null, "
+    swin += "drop_path: 0.2}"
     other = load_recipe("dime_fm", [swin]).student
     assert other is not None
     assert other.model.embed_dim == student.model.embed_dim == 768
+    assert other.model.drop_path == 0.2
     assert {name: len(load_recipe(name).build.corpora) for name in ("dime_fm", "dime_fm_cifar10", "demo_dime_fm")} == {
         "dime_fm": 1,
         "dime_fm_cifar10": 1,

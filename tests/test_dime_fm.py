@@ -133,6 +133,7 @@ def test_checkpoints_of_before_there_were_sentences_go_on(dataset: Path) -> None
     known = identity(config, plan_of(dataset, reads_captions=False), None, 1)
     assert known["loss"].keys() == {"kind", *LossConfig().model_dump().keys() - _NEW - _OF_OTHERS}
     assert "sentences" not in known["data"]
+    assert "drop_path" not in known["model"]
     assert "sentences_sha256" not in known
 
 

@@ -11,6 +11,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from timm.layers import DropPath
 
 from reinforce.config import ConfigError, StudentModelConfig
 from reinforce.student import models
@@ -148,6 +149,30 @@ def test_the_activation_is_what_the_weights_were_trained_with(monkeypatch: pytes
             if open_clip.get_pretrained_cfg(architecture, tag):
                 drawn = draw_blueprint(config(architecture=architecture, checkpoint=tag))
                 assert drawn.config["model_cfg"]["quick_gelu"] is is_quick
+
+
+def test_drop_path_is_the_backbone_s_own_unless_it_is_given(tmp_path: Path) -> None:
+    def rates(built: Student) -> list[float]:
+        drops = [module for module in built.model.visual.modules() if isinstance(module, DropPath)]
+        return sorted({round(drop.drop_prob, 3) for drop in drops})
+
+    fields = SMALL | {"backbone": "test_vit", "image_size": None, "text": None}
+    plain, built = (build_student(config(**fields | given), seed=0) for given in ({}, {"drop_path": 0.2}))
+    assert rates(plain) == []
+    assert "timm_drop_path" not in plain.config["model_cfg"]["vision_cfg"]
+    assert rates(built) == [0.04, 0.08, 0.12, 0.16, 0.2]
+    pixels = torch.randn(2, 3, built.image_size, built.image_size)
+    # It drops nothing once it is used, and the weights are those of before.
+    assert equal(embeddings(built.model.eval(), pixels), embeddings(plain.model.eval(), pixels))
+    save_student(built, tmp_path / "student")
+    assert rates(load_student(tmp_path / "student")) == rates(built)
+    again = config(**fields | {"drop_path": 0.0, "checkpoint": str(tmp_path / "student")})
+    assert rates(build_student(again, seed=1)) == []
+    with pytest.raises(ConfigError, match=r"^student.model.drop_path: vgg11 has none; leave it out$"):
+        draw_blueprint(config(**fields | {"backbone": "vgg11", "drop_path": 0.2}))
+    for text in ({}, {"text": None}):
+        with pytest.raises(ValueError, match="drop_path belongs to a backbone"):
+            config(**{"architecture": "RN50", "drop_path": 0.2, **text})
 
 
 # Checkpoints

@@ -33,6 +33,8 @@ class StudentModelConfig(Strict):
     """Of a backbone, or of an architecture's image tower alone."""
     image_size: int | None = Field(None, ge=16)
     """Side of the student's images in pixels; default: the architecture's, or the backbone's own."""
+    drop_path: float | None = Field(None, ge=0, lt=1)
+    """Stochastic depth of a backbone, of its last block; default: as timm has it, which is 0 for most, 0.1 for Swin."""
     text: TextTowerConfig | None = TextTowerConfig()
     """The text transformer of a backbone. null: an image tower alone, of either, in its teacher's space."""
     tokenizer: str | None = None
@@ -52,6 +54,7 @@ class StudentModelConfig(Strict):
         if self.text is None:
             # Its image tower alone, with a projection of our own; by value, as a recipe that was written out whole.
             of_backbones = {"projection"} if self.projection != "linear" else set()
+        of_backbones |= {"drop_path"} if self.drop_path is not None else set()
         if self.architecture and of_backbones:
             raise ValueError(f"{sorted(of_backbones)[0]} belongs to a backbone; an architecture has its own")
         if self.architecture and self.checkpoint == "imagenet":

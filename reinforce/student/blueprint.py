@@ -61,6 +61,8 @@ def draw_blueprint(config: StudentModelConfig) -> Blueprint:
             model_cfg["quick_gelu"] = tag_cfg.get("quick_gelu", False)  # the activation the weights were trained with
     if config.image_size:
         model_cfg["vision_cfg"]["image_size"] = config.image_size
+    if config.drop_path is not None:
+        model_cfg["vision_cfg"]["timm_drop_path"] = config.drop_path
     tokenizer = _tokenizer(config, model_cfg["text_cfg"], folder)
     preprocess = {
         "mean": list(config.mean or preprocess_cfg["mean"]),
@@ -129,6 +131,11 @@ def _of_backbone(config: StudentModelConfig) -> JSON:
     timm_cfg = _timm_cfg(name)
     with torch.device("meta"):
         trunk = timm.create_model(name)
+        if config.drop_path is not None:
+            try:
+                timm.create_model(name, drop_path_rate=config.drop_path)
+            except TypeError:
+                raise ConfigError(f"student.model.drop_path: {name} has none; leave it out") from None
     # open_clip's projections expect num_features channels; where a network widens them on the way to its classifier
     # (MobileNet, GhostNet), its classifier is the projection instead.
     is_widened = getattr(trunk, "head_hidden_size", trunk.num_features) != trunk.num_features

@@ -3,7 +3,14 @@
 import hashlib
 from typing import Any
 
-from reinforce.config import FIELDS_OF_LOSSES, LOSSES_OF_IMAGE_TOWERS, DataConfig, LossConfig, StudentConfig
+from reinforce.config import (
+    FIELDS_OF_LOSSES,
+    LOSSES_OF_IMAGE_TOWERS,
+    DataConfig,
+    LossConfig,
+    StudentConfig,
+    StudentModelConfig,
+)
 from reinforce.shards.dataset import differences
 from reinforce.student.plan import ReadPlan
 from reinforce.student.taken_bank import TakenBank
@@ -30,11 +37,11 @@ def identity(config: StudentConfig, plan: ReadPlan, bank: TakenBank | None, worl
         # Checkpoints of before there was a choice go on.
         del fields["data"]["views_per_decode"], fields["data"]["views_placement"]
     # Likewise: choices that came later, where nothing was chosen.
-    later = [("data", "modalities"), ("data", "modality_ranges")]
+    later = [("data", "modalities"), ("data", "modality_ranges"), ("model", "drop_path")]
     of_image_towers = set[str]().union(*(FIELDS_OF_LOSSES[kind] for kind in LOSSES_OF_IMAGE_TOWERS))
     later += [("loss", name) for name in sorted(of_image_towers)]
     for section, name in later:
-        model: DataConfig | LossConfig = getattr(config, section)
+        model: DataConfig | LossConfig | StudentModelConfig = getattr(config, section)
         if getattr(model, name) == type(model).model_fields[name].get_default(call_default_factory=True):
             del fields[section][name]
     del fields["data"]["sentences"]
