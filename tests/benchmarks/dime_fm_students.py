@@ -76,7 +76,6 @@ CIFAR10_ARMS = {
     "vl-pvl-cosine": Arm("unpaired", {"loss.cosine_weight": 1.0}, evaluation=BY_BANK_OF_CIFAR10),
     # The published scale, which suits large CLIPs; the recipe's is the teacher's own.
     "vl-pvl-scale-100": Arm("unpaired", {"loss.similarity_scale": 100}, evaluation=BY_BANK_OF_CIFAR10),
-    "clean-target": Arm("clean-targets", evaluation=BY_BANK_OF_CIFAR10),
 }
 
 
@@ -186,7 +185,6 @@ def run_cifar10(folder: Path, shared: Path, seeds: list[int], jobs: int, steps: 
     teacher = f"local-dir:{shared / 'teachers/cifar10-a'}"
     corpus = f"build.corpora.prompts.files={prompts.parent}"
     unpaired = part.build("unpaired", train, f"build.teachers.cifar10_a.model={teacher}", corpus)
-    write_with_clean_targets(unpaired, folder / "clean-targets", NUM_FRESH_CROPS)
 
     def figures_of(name: str, model: str) -> Figures:
         found = evaluate(model, test, "--bank", str(unpaired / "banks/cifar10"))
