@@ -230,6 +230,8 @@ def test_sentences_are_tried_and_the_rest_is_told_by_bytes(tmp_path: Path) -> No
     (corpus,) = planned().corpora
     assert (corpus.is_stored, corpus.num_sentences, corpus.num_tried) == (True, 1800, 256)
     shown = describe_forecast(replace(planned(), corpora=(replace(corpus, teachers_s=9.0, bytes_written=5_200_000),)))
+    assert "corpus web: 3 of 3 files of sentences lack something" in shown
+    assert "of sentences that the dataset holds" in shown
     assert "    1,800 sentences take the teachers 9.0 s (200 a second), 5.2 MB are written" in shown
 
 

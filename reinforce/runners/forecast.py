@@ -207,17 +207,20 @@ def describe_forecast(forecast: Forecast) -> str:
 def _describe_sentences(corpora: Sequence[MissingSentences], *, has_images: bool) -> list[str]:
     lines = []
     for corpus in corpora:
+        if not corpus.num_missing:
+            complete = f"{corpus.num_files:,} of {corpus.num_files:,} files of sentences are complete"
+            lines.append(f"corpus {corpus.corpus}: nothing is missing: {complete}")
+            continue
         files = f"{corpus.num_missing:,} of {corpus.num_files:,} files of sentences lack something"
         bytes_missing = f"{_format_bytes(corpus.bytes_missing)} of {_format_bytes(corpus.num_bytes)}"
         of = "sentences that the dataset holds" if corpus.is_stored else "source"
-        lines.append(f"corpus {corpus.corpus}: {files}, {bytes_missing} of {of}")
-        if corpus.num_missing:
-            rate = f" ({corpus.num_sentences / corpus.teachers_s:,.0f} a second)" if corpus.teachers_s else ""
-            takes = f"{corpus.num_sentences:,} sentences take the teachers {_format_time(corpus.teachers_s)}{rate}"
-            lines += [
-                f"    {takes}, {_format_bytes(corpus.bytes_written)} are written",
-                f"    estimated from {corpus.num_tried:,} sentences on one worker, on {corpus.device}",
-            ]
+        rate = f" ({corpus.num_sentences / corpus.teachers_s:,.0f} a second)" if corpus.teachers_s else ""
+        takes = f"{corpus.num_sentences:,} sentences take the teachers {_format_time(corpus.teachers_s)}{rate}"
+        lines += [
+            f"corpus {corpus.corpus}: {files}, {bytes_missing} of {of}",
+            f"    {takes}, {_format_bytes(corpus.bytes_written)} are written",
+            f"    estimated from {corpus.num_tried:,} sentences on one worker, on {corpus.device}",
+        ]
     if has_images and any(corpus.num_missing for corpus in corpora):
         lines.append("Sentences come on top of the figures for shards of images.")
     return lines
