@@ -19,6 +19,7 @@ from reinforce.demo import MODELS
 from reinforce.evaluation import LinearTask, evaluate_models, probe, render_class_table, render_table
 from reinforce.evaluation.model import EmbeddingModel
 from reinforce.evaluation.probe import Probe, choose_probe, held_out_rows
+from tests.benchmarks import cifar10_labels
 from tests.tars import encode, write_tar
 from tests.test_evaluate import (
     COLOURS,
@@ -222,6 +223,20 @@ def test_images_of_a_modality_are_told_apart_by_their_own_bytes(tmp_path: Path) 
     uri, train = write("test", [(9, "0"), (250, "1")]), write("train", [(8, "0"), (12, "0"), (240, "1"), (250, "1")])
     result = LinearTask(uri, train=[train], modality=ModalityConfig(suffix="ir.png")).evaluate(painter())
     assert (result.num_train, result.train_drops) == (3, {"also_evaluated": 1})
+
+
+def test_cifar10s_labels_are_those_of_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the header of the recipe `dime_fm_cifar10` writes for its probe, of shards without labels."""
+    cifar10, images = tmp_path / "data" / "cifar10", range(3)
+    uri = write_colours(cifar10, COLOUR_LABELS)
+    members = [(f"{c}_{i}.jpg", encode(Image.new("RGB", (9 + i, 9), COLOURS[c]))) for i in images for c in COLOURS]
+    write_tar(cifar10 / "train" / "b.tar", members)
+    unlabelled = LinearTask(uri, train=[str(cifar10 / "train")])
+    assert "has a .cls member" in refused(lambda: unlabelled.evaluate(painter()))
+    monkeypatch.setattr("sys.argv", ["cifar10_labels", str(tmp_path / "labelled"), "--shared", str(tmp_path)])
+    cifar10_labels.main()
+    result = LinearTask(uri, train=[str(tmp_path / "labelled")]).evaluate(painter())
+    assert (result.num_train, result.top1, result.train_drops) == (12, 1.0, {})
 
 
 def test_evaluated_shards_without_labels_are_found_before_the_training_images_are_embedded(tmp_path: Path) -> None:

@@ -1,9 +1,14 @@
-"""CIFAR-10's training shards with labels, which their keys tell: what a linear probe is trained on, or held out."""
+"""CIFAR-10's training shards with labels, which their keys tell: what a linear probe is trained on, or held out.
 
+python -m tests.benchmarks.cifar10_labels FOLDER
+"""
+
+import argparse
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.benchmarks.studies import SHARED
 from tests.tars import write_tar
 
 
@@ -29,3 +34,16 @@ def write_labelled(folder: Path, shared: Path, stems: Sequence[str] | None = Non
         write_tar(folder / shard.name, members)
     (folder / "classnames.txt").write_text("\n".join(names))
     return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shared", type=Path, default=SHARED, help="where CIFAR-10 is")
+    arguments = parser.parse_args()
+    folder = write_labelled(arguments.folder, arguments.shared)
+    print(f"{folder}: {len(list(folder.glob('*.tar')))} shards with labels")
+
+
+if __name__ == "__main__":
+    main()
