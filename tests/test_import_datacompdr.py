@@ -45,7 +45,7 @@ from tests.published import (
     write_published,
 )
 from tests.students import facts, plan_of, read, text_of
-from tests.tars import encode, image_bytes
+from tests.tars import encode, image_bytes, write_tar
 from tests.test_cli_students import STUDENT
 
 DIMS = ",".join(f"{name}={dim}" for name, dim in WIDTHS.items())
@@ -261,6 +261,13 @@ def test_what_is_wrong_with_all_samples_is_one_line(
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "out/dataset.json").exists()
+
+
+def test_shards_called_as_sentences_are_cannot_be_imported(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "corpora" / "s.tar", [])
+    result = import_(tmp_path / "in", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "corpora/s: that is what sentences of a corpus are called; rename the folder" in result.stderr
 
 
 def test_fewer_views_and_captions_are_nulls_and_so_are_rows_that_are_no_unit_vectors(tmp_path: Path) -> None:

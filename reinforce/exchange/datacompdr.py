@@ -54,6 +54,9 @@ def import_datacompdr(
     recorded = read_document(store, DATASET_FILE)
     source_root, refs = find_shards([uri], recorded["source_root"].partition("?")[0] if recorded else None)
     check_apart(store, source_root)
+    for ref in refs:
+        if ref.stem.startswith("corpora/"):
+            raise ConfigError(f"{ref.stem}: that is what sentences of a corpus are called; rename the folder")
     store.sweep_temporaries()
     with open_spool() as spool:
         outline = _outline(refs, options, spool)
