@@ -224,15 +224,12 @@ class Prefetcher:
 
     def _feed_sentences(self, shard: PreparedSentences, path: Path | None) -> None:
         batches = shard.read(path, self.output)
-        while True:
+        while not (self._stop.is_set() or shard.is_cancelled):
             with self.times.measure("parse"):
-                batch = next(batches, None)
-            if batch is None:
-                return
+                if (batch := next(batches, None)) is None:
+                    return
             self._take_slot()
             shard.put_item(batch)
-            if self._stop.is_set() or shard.is_cancelled:
-                return
 
     def _feed(self, shard: PreparedShard, path: Path | None) -> None:
         spine = None if shard.task.needs_spine else _StoredSpine.read(self.output, shard.stem)
