@@ -15,7 +15,7 @@ from reinforce.config import BuildConfig, Recipe
 from reinforce.inspection.dataset_card import write_dataset_card
 from reinforce.plan import BuildOutline, BuildPlan, load_plan
 from reinforce.prefetch import missing_of
-from reinforce.runners.asked import ask
+from reinforce.runners.asked import Asked, ask
 from reinforce.runners.extrapolation import Forecast
 from reinforce.runners.forecast import forecast
 from reinforce.runners.local import run_local
@@ -61,39 +61,49 @@ def build(
     """
     console = console or Console(stderr=True)
     asked = ask(shards, output, recipe, root, overrides, select, limit_shards)
-    config, source_root, refs, selection = asked.config, asked.source_root, asked.refs, asked.selection
     store = open_store(output, create=True)
-    _check_stores(refs, store, console)
+    _check_stores(asked.refs, store, console)
     _tell(asked.notes, console)
+    summary = _run(asked, store, limit_samples, retry_failed, ray, max_workers, console)
+    summary.suffixes = asked.config.source.modalities
+    if summary.done.num_files or summary.banks:
+        _write_card(store, asked.recipe, console)
+    return summary
+
+
+def _run(
+    asked: Asked,
+    output: Store,
+    limit_samples: int | None,
+    retry_failed: bool,
+    ray: str | None,
+    max_workers: int | None,
+    console: Console,
+) -> BuildSummary:
+    """Builds in this process, or on a cluster."""
     if ray is not None:
-        outline = BuildOutline(config, selection=selection, limit_samples=limit_samples)
-        summary = run_outline(
-            outline,
-            refs,
-            store,
-            source_root=source_root,
+        return run_outline(
+            BuildOutline(asked.config, selection=asked.selection, limit_samples=limit_samples),
+            asked.refs,
+            output,
+            source_root=asked.source_root,
             corpus_roots=asked.corpus_roots,
             retry_failed=retry_failed,
             address=ray,
             max_workers=max_workers,
             console=console,
         )
-    else:
-        with console.status("loading models"):
-            plan = load_plan(config, selection=selection, limit_samples=limit_samples)
-        summary = run_plan(
-            plan,
-            refs,
-            store,
-            source_root=source_root,
-            corpus_roots=asked.corpus_roots,
-            retry_failed=retry_failed,
-            console=console,
-        )
-    summary.suffixes = config.source.modalities
-    if summary.done.num_files or summary.banks:
-        _write_card(store, asked.recipe, console)
-    return summary
+    with console.status("loading models"):
+        plan = load_plan(asked.config, selection=asked.selection, limit_samples=limit_samples)
+    return run_plan(
+        plan,
+        asked.refs,
+        output,
+        source_root=asked.source_root,
+        corpus_roots=asked.corpus_roots,
+        retry_failed=retry_failed,
+        console=console,
+    )
 
 
 def plan_build(
@@ -188,9 +198,10 @@ def run_outline(
     """
     from reinforce.runners.run_ray import run_ray
 
+    roots = dict(corpus_roots or {})
     output.sweep_temporaries()
     outline.record_dataset(output, source_root)
-    _record_corpora(outline, output, corpus_roots or {})
+    _record_corpora(outline, output, roots)
     record_banks(output, outline.config)
     existing = existing_files(output, outline)
     refs = _retried(refs, existing) if retry_failed else refs
@@ -199,18 +210,11 @@ def run_outline(
     failed_before = _failed_before(output, refs, {ref.stem for ref in missing}, existing)
     summary = run_ray(
         missing,
-        Job(
-            outline.config,
-            source_root,
-            output.uri,
-            outline.limit_samples,
-            outline.selection,
-            corpus_roots=dict(corpus_roots or {}),
-        ),
+        Job(outline.config, source_root, output.uri, outline.limit_samples, outline.selection, corpus_roots=roots),
         output,
         console,
         address=address,
-        uris=[source_root, *(corpus_roots or {}).values(), output.uri, *_model_uris(outline.config)],
+        uris=[source_root, *roots.values(), output.uri, *_model_uris(outline.config)],
         max_workers=max_workers,
         failed_before=failed_before,
         needs_start=bool(missing_banks),
