@@ -5,7 +5,7 @@
 Demo scenes: plain CLIP on the same images with their captions (as the web has them, and right ones), DIME-FM without
 any pairing; then what it learns if the clean view's embedding is the target of every crop, as in the published
 trainer, or of one view. CIFAR-10 (in ../shared): the terms of the loss, one after another, and a linear probe. Within
-a part all students have the same image tower, steps, batch and images. Each arm has the learning rate of three that is
+a part all students have the same image tower, steps, batch and images. Each arm has the learning rate of some that is
 best on validation data with seed 0, and it is said where that is the first or the last of them; the tables are of test
 data. CIFAR-10's teacher was trained on all training images, those of the validation shard and of the probe too, and the
 ten names in the corpus are the classes of the test. All steps are processes of their own; what is in the folder is not
@@ -34,7 +34,6 @@ from tests.benchmarks.studies import SHARED, Job, Study, reinforce, show
 NUM_SCENES = 2000
 NUM_FRESH_CROPS = 30
 """More than any image is seen here: with the published mismatch a crop is never seen twice."""
-LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ class Arm:
     recipe: str = ""
     """default: the part's."""
     evaluation: dict[str, Any] = field(default_factory=dict)
+    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    """Learning rates to choose from."""
 
 
 def as_dime_fm(recipe: str) -> dict[str, Any]:
@@ -56,7 +57,11 @@ def as_dime_fm(recipe: str) -> dict[str, Any]:
     return same | {"loss.kind": "clip", "data.captioners": [], "data.views": 10}
 
 
-PLAIN_CLIP: dict[str, Any] = {"settings": as_dime_fm("demo_dime_fm"), "recipe": "demo"}
+PLAIN_CLIP: dict[str, Any] = {
+    "settings": as_dime_fm("demo_dime_fm"),
+    "recipe": "demo",
+    "rates": (3e-4, 1e-3, 3e-3, 1e-2),
+}
 BY_BANK = {"bank": "scenes"}
 DEMO_ARMS = {
     "clip-web-captions": Arm("web-captions", **PLAIN_CLIP),
@@ -102,16 +107,16 @@ class Part:
     def train(self, seeds: list[int]) -> dict[tuple[str, int], Path]:
         """Every arm with every seed, at its own learning rate; the students by arm and seed."""
         with ThreadPoolExecutor(self.jobs) as pool:
-            first = [(name, rate) for name in self.arms for rate in LEARNING_RATES]
+            first = [(name, rate) for name, arm in self.arms.items() for rate in arm.rates]
             scores = dict(
                 zip(first, pool.map(lambda each: self._train(each[0], each[1], seeds[0])[1], first), strict=True)
             )
-        best = {name: max(LEARNING_RATES, key=lambda rate: scores[name, rate]) for name in self.arms}
+        best = {name: max(arm.rates, key=lambda rate: scores[name, rate]) for name, arm in self.arms.items()}
         print("| student, seed 0 | validation top-1 by learning rate, % |\n|---|---|")
-        for name in self.arms:
-            at_end = {best[name]} & {LEARNING_RATES[0], LEARNING_RATES[-1]}
+        for name, arm in self.arms.items():
+            at_end = {best[name]} & {arm.rates[0], arm.rates[-1]}
             remarks = dict.fromkeys(at_end, " (at the end of the grid)")
-            tried = [f"{rate:g}: {100 * scores[name, rate]:.1f}{remarks.get(rate, '')}" for rate in LEARNING_RATES]
+            tried = [f"{rate:g}: {100 * scores[name, rate]:.1f}{remarks.get(rate, '')}" for rate in arm.rates]
             print(f"| {name} | {', '.join(tried)} |", flush=True)
         wanted = [(name, seed) for seed in seeds for name in self.arms]
         with ThreadPoolExecutor(self.jobs) as pool:
