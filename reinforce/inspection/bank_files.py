@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from reinforce.inspection.checked_files import local_copy
 from reinforce.inspection.documents import Documents
 from reinforce.inspection.faults import Fault, FileFaults
 from reinforce.inspection.files import check_fields, check_layout, read_checked, read_column
-from reinforce.inspection.shard_files import local_copy
 from reinforce.inspection.vectors import check_column
 from reinforce.shards.dataset import SIGNAL_FILE, Dataset
 from reinforce.shards.reader import ShardFile

@@ -1,19 +1,17 @@
 """All files of one file of sentences: fetched, one after the other, and checked against its spine and its source."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from reinforce.inspection.cells import AnySignal, CorpusSignal, ShardCells
+from reinforce.inspection.cells import AnySignal, CorpusSignal
+from reinforce.inspection.checked_files import CheckedFiles, ShardFindings
 from reinforce.inspection.documents import Documents
-from reinforce.inspection.faults import Fault, FileFaults, Totals
-from reinforce.inspection.files import Found, read_checked
+from reinforce.inspection.faults import Fault, FileFaults
 from reinforce.inspection.sentence_source import SentenceSource, check_source
 from reinforce.inspection.sentences import Sentences, check_sentence_embeddings, check_sentences
-from reinforce.inspection.shard_files import ShardFindings, local_copy
 from reinforce.shards.corpora import Corpus
 from reinforce.shards.dataset import SIGNAL_FILE, Dataset
-from reinforce.shards.reader import ShardFile
 from reinforce.shards.schema import (
     CORPUS_FILE,
     corpus_embeddings_file,
@@ -41,43 +39,26 @@ def verify_sentences(
 
     Raises `StorageError`.
     """
-    files: list[FileFaults] = []
-    missing: list[Fault] = []
+    checked = CheckedFiles(dataset, documents, stem, spool, noun="file")
     corpus, _ = split_corpus_stem(stem)
-
-    def read(path: str, check: Callable[[ShardFile, FileFaults], Found | None]) -> Found | None:
-        if path not in dataset.sizes:
-            failed = documents.failures.get(stem)
-            missing.append(Fault(path, f"is missing{f'; the file failed: {failed}' if failed else ''}"))
-            return None
-        faults = FileFaults(path)
-        files.append(faults)
-        try:
-            with local_copy(dataset.store, path, spool, size=dataset.sizes[path]) as local:
-                return read_checked(dataset.store, local, faults, lambda file: check(file, faults))
-        except FileNotFoundError:
-            faults.add("was listed and is gone")
-            return None
 
     def read_embeddings(teacher: str, sentences: Sentences) -> None:
         document = documents.sentence_signals[corpus, teacher]
         path = corpus_embeddings_file(stem, teacher)
-        read(path, lambda file, faults: check_sentence_embeddings(file, document, sentences, faults))
+        checked.read(path, lambda file, faults: check_sentence_embeddings(file, document, sentences, faults))
 
     document = documents.corpora[corpus]
     num_nulls: dict[AnySignal, int] = {}
-    sentences = read(sentences_file(stem), lambda file, faults: check_sentences(file, document, stem, faults))
+    sentences = checked.read(sentences_file(stem), lambda file, faults: check_sentences(file, document, stem, faults))
     read_sources: list[FileFaults] = []
     if sentences is not None:
         for name, teacher in sorted(documents.sentence_signals):
             if name == corpus:
                 read_embeddings(teacher, sentences)
-                num_nulls[CorpusSignal(corpus, teacher)] = files[-1].num_nulls
+                num_nulls[CorpusSignal(corpus, teacher)] = checked.files[-1].num_nulls
         if corpus in sources:
             read_sources.append(_verify_source(sources[corpus], stem, document, sentences, spool))
-    faults = (*missing, *(fault for file in (*files, *read_sources) for fault in file.found))
-    cells = ShardCells(stem, len(sentences.kept_keys) if sentences else 0, num_nulls)
-    return ShardFindings(Totals.of(files), Totals.of(read_sources), faults, cells)
+    return checked.findings(len(sentences.kept_keys) if sentences else 0, num_nulls, read_sources)
 
 
 def _verify_source(

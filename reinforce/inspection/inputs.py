@@ -14,9 +14,9 @@ from jaxtyping import Float16
 from reinforce.config import ViewPolicy
 from reinforce.decode import decode
 from reinforce.inspection.cells import AnySignal, Cell, CorpusSignal, document_of
+from reinforce.inspection.checked_files import local_copy
 from reinforce.inspection.documents import Documents
 from reinforce.inspection.faults import Fault
-from reinforce.inspection.shard_files import local_copy
 from reinforce.inspection.source_tars import SourceTars, path_of
 from reinforce.sample import Drop, Pixels
 from reinforce.shards.dataset import Dataset

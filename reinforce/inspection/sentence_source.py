@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from reinforce.config import CorpusConfig
+from reinforce.inspection.checked_files import local_copy
 from reinforce.inspection.faults import FileFaults
 from reinforce.inspection.sentences import TRUNCATED, Sentences
-from reinforce.inspection.shard_files import local_copy
 from reinforce.sample import Sentence
 from reinforce.shards.schema import split_corpus_stem
 from reinforce.shards.sentences import read_sentences

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from reinforce.inspection.bank_files import undocumented_banks, verify_banks
 from reinforce.inspection.cells import Recomputation
+from reinforce.inspection.checked_files import ShardFindings
 from reinforce.inspection.corpus_files import files_of_corpora, sentence_stems, strays_of_corpora, verify_sentences
 from reinforce.inspection.documents import Documents, read_documents
 from reinforce.inspection.faults import Fault, FileFaults, Recomputed, Totals, Verification
 from reinforce.inspection.sentence_source import SentenceSource, find_sources
-from reinforce.inspection.shard_files import ShardFindings, verify_shard
+from reinforce.inspection.shard_files import verify_shard
 from reinforce.inspection.source_tars import SourceTars
 from reinforce.shards.dataset import SIGNAL_FILE, Dataset
 from reinforce.shards.explicit import views_file
