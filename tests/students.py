@@ -4,17 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from reinforce.config import DataConfig, Recipe
 from reinforce.student.batch import Batch
+from reinforce.student.journal import Journal
 from reinforce.student.plan import ReadPlan, plan_reading
 from reinforce.student.reader import ReinforcedDataset
 from tests.fakes import fake_plan, run
@@ -38,6 +42,21 @@ TORCHRUN: dict[str, Any] = {"steps": 60, "checkpoint_every": 10}
 
 _ARGUMENTS = ("shards", "root", "select", "uses_teachers", "reads_captions", "reads_sentences")
 """Of `plan_reading`."""
+
+
+@contextmanager
+def stopping_at(last_step: int) -> Iterator[None]:
+    """Interrupts a training, as Ctrl-C does, when it has told of a step."""
+    original = Journal.train
+
+    def stop(self: Journal, step: int, *figures: Any) -> None:
+        original(self, step, *figures)
+        if step == last_step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "train", stop)
+        yield
 
 
 @dataclass(frozen=True)

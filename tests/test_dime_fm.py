@@ -23,14 +23,14 @@ from reinforce.student.checkpoint import CHECKPOINT_FILE, read_progress
 from reinforce.student.dime_fm_loss import DimeFmLoss
 from reinforce.student.examine import embedding_model
 from reinforce.student.identity import identity
-from reinforce.student.journal import Journal, read_metrics
+from reinforce.student.journal import read_metrics
 from reinforce.student.learner import Learner, backward
 from reinforce.student.models import build_student, load_student, save_student
 from reinforce.student.train import train_student
 from reinforce.weights import ModelError
 from tests.corpora import random_corpus
 from tests.fakes import fake_plan, fake_teachers, run
-from tests.students import MODEL, plan_of, recipe
+from tests.students import MODEL, plan_of, recipe, stopping_at
 from tests.tars import image_bytes, write_tar
 
 TEACHERS = {"large": 12, "small": 8}
@@ -102,20 +102,11 @@ def test_images_without_captions_and_sentences_without_images_train(dataset: Pat
     assert "heads" not in made
 
 
-def test_a_resumed_run_gives_the_same_student(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_gives_the_same_student(dataset: Path, tmp_path: Path) -> None:
     settings = dime_fm(steps=8, checkpoint_every=3)
     train(dataset, tmp_path / "whole", settings)
-    original = Journal.train
-
-    def stop(self: Journal, step: int, *figures: Any) -> None:
-        original(self, step, *figures)
-        if step == 5:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "train", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(dataset, tmp_path / "run", settings)
+    with stopping_at(5), pytest.raises(KeyboardInterrupt):
+        train(dataset, tmp_path / "run", settings)
     (position,) = read_progress(tmp_path / "run" / CHECKPOINT_FILE).sentences
     assert position.group or position.row
     others = dime_fm(steps=8, checkpoint_every=3, data={"sentences": {"batch_size": 6, "corpora": ["web"]}})

@@ -28,13 +28,13 @@ from reinforce.exchange.pack import pack
 from reinforce.shards.banks import read_bank
 from reinforce.storage import open_store
 from reinforce.student.batch import Batch
-from reinforce.student.journal import Journal, read_metrics
+from reinforce.student.journal import read_metrics
 from reinforce.student.models import load_student
 from reinforce.student.train import train_student
 from reinforce.teachers import FakeTeacher
 from tests.fakes import fake_plan, fake_teachers, run
 from tests.models import save_open_clip
-from tests.students import plan_of, read, recipe
+from tests.students import plan_of, read, recipe, stopping_at
 from tests.tars import image_bytes, pairs, write_tar
 
 MODEL: dict[str, Any] = {
@@ -126,21 +126,10 @@ def test_several_views_of_an_image_without_captions(folder: Path, placement: str
     )
 
 
-def test_a_resumed_run_gives_the_same_student_and_takes_no_other_bank(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_gives_the_same_student_and_takes_no_other_bank(folder: Path, tmp_path: Path) -> None:
     train(folder, tmp_path / "whole", steps=6, checkpoint_every=3, log_every=1)
-    original = Journal.train
-
-    def stop(self: Journal, step: int, *figures: Any) -> None:
-        original(self, step, *figures)
-        if step == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "train", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(folder, tmp_path / "run", steps=6, checkpoint_every=3, log_every=1)
+    with stopping_at(4), pytest.raises(KeyboardInterrupt):
+        train(folder, tmp_path / "run", steps=6, checkpoint_every=3, log_every=1)
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(folder, elsewhere)
     shutil.rmtree(elsewhere / "data/banks/things")

@@ -21,7 +21,7 @@ from reinforce.student.batch import Batch
 from reinforce.student.best import Best, BestWeights
 from reinforce.student.checkpoint import CHECKPOINT_FILE, read_progress
 from reinforce.student.examine import embedding_model
-from reinforce.student.journal import Journal, read_metrics
+from reinforce.student.journal import read_metrics
 from reinforce.student.learner import Learner, backward
 from reinforce.student.losses import StudentOutputs
 from reinforce.student.modality_loss import ModalityLoss
@@ -30,7 +30,7 @@ from reinforce.student.tensors import save_tensors
 from reinforce.student.train import train_student
 from reinforce.teachers import FakeTeacher
 from tests.fakes import fake_plan, run
-from tests.students import MODEL, recipe
+from tests.students import MODEL, recipe, stopping_at
 from tests.tars import image_bytes, write_tar
 
 DIM = 16
@@ -190,19 +190,10 @@ def test_evaluation_shards_that_do_not_serve_are_refused_before_the_first_step(f
 
 @pytest.mark.parametrize("last_step", [9, 13])
 def test_a_resumed_run_chooses_as_an_undisturbed_one(
-    folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_step: int
+    folder: Path, trained: Path, tmp_path: Path, last_step: int
 ) -> None:
-    original = Journal.train
-
-    def stop(self: Journal, step: int, *figures: Any) -> None:
-        original(self, step, *figures)
-        if step == last_step:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "train", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(folder, tmp_path / "run", "rgb", "thermal")
+    with stopping_at(last_step), pytest.raises(KeyboardInterrupt):
+        train(folder, tmp_path / "run", "rgb", "thermal")
     train(folder, tmp_path / "run", "rgb", "thermal", resume=True)
     documents = [json.loads((output / "student/student.json").read_text()) for output in (trained, tmp_path / "run")]
     assert documents[0]["chosen"] == documents[1]["chosen"]

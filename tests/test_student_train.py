@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reinforce.config import ConfigError, DataConfig, LossConfig, OptimizerConfig, Recipe, StudentModelConfig
 from reinforce.student.batch import Batch
 from reinforce.student.checkpoint import CHECKPOINT_FILE, read_progress
-from reinforce.student.journal import Journal, read_metrics
+from reinforce.student.journal import read_metrics
 from reinforce.student.learner import Learner, _join, backward
 from reinforce.student.losses import StudentLoss
 from reinforce.student.meter import Meter
@@ -34,7 +34,7 @@ from reinforce.student.models import build_student, load_student
 from reinforce.student.optimize import learning_rate, make_optimizer
 from reinforce.student.run import TrainingError
 from reinforce.student.train import TrainingSummary, describe, train_student
-from tests.students import MODEL, TORCHRUN, build_dataset, recipe
+from tests.students import MODEL, TORCHRUN, build_dataset, recipe, stopping_at
 
 TEACHERS = {"large": 12, "small": 8}
 
@@ -190,21 +190,10 @@ def test_two_processes_have_the_gradient_of_one(of_two_processes: Path, loss: Lo
     ],
     ids=["plain", "average and two workers", "parts and maps", "between two views"],
 )
-def test_a_resumed_run_is_an_undisturbed_one(
-    dataset: Path, tmp_path: Path, student: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_is_an_undisturbed_one(dataset: Path, tmp_path: Path, student: dict[str, Any]) -> None:
     train(dataset, tmp_path / "whole", **student)
-    original = Journal.train
-
-    def stop(self: Journal, step: int, *figures: Any) -> None:
-        original(self, step, *figures)
-        if step == 5:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "train", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(dataset, tmp_path / "stopped", checkpoint_every=3, **student)
+    with stopping_at(5), pytest.raises(KeyboardInterrupt):
+        train(dataset, tmp_path / "stopped", checkpoint_every=3, **student)
     assert read_progress(tmp_path / "stopped" / CHECKPOINT_FILE).step == 3
     assert len(losses(tmp_path / "stopped")) == 5
     summary = train(dataset, tmp_path / "stopped", resume=True, **student)

@@ -1,8 +1,6 @@
 """Runs of EdgeVL's second stage, interrupted or not, with layers rounded or not."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,11 @@ from rich.console import Console
 from reinforce.student import triplet_reader
 from reinforce.student.checkpoint import CHECKPOINT_FILE, load_triplets, read_progress
 from reinforce.student.groups import ReadError
-from reinforce.student.journal import Journal, read_metrics
+from reinforce.student.journal import read_metrics
 from reinforce.student.mining import Triplets, mine
 from reinforce.student.models import load_student
 from reinforce.student.train import train_student
-from tests.students import recipe
+from tests.students import recipe, stopping_at
 from tests.tars import image_bytes, write_tar
 from tests.triplets import MODEL, build_pairs, settings
 
@@ -35,20 +33,6 @@ def train(dataset: Path, output: Path, *, resume: bool = False, **student: Any) 
     console = Console(file=screen, width=1000)
     train_student(str(dataset), output, recipe(**settings(**student)), resume=resume, console=console)
     return screen.getvalue().splitlines()
-
-
-@contextmanager
-def stopping_at(step_to_stop: int) -> Iterator[None]:
-    original = Journal.train
-
-    def stop(self: Journal, step: int, *figures: Any) -> None:
-        original(self, step, *figures)
-        if step == step_to_stop:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Journal, "train", stop)
-        yield
 
 
 @pytest.mark.parametrize(

@@ -91,14 +91,13 @@ def export_onnx(
         raise ConfigError("export --int8: pass --shards with images like those to come; noise calibrates nothing")
     student = load_student(student_folder)
     found = labels_for_student(student_folder, student, bank)
-    # Labels compare with their teacher's head alone.
     labels, head = (found.labels, found.head) if found else (None, None)
     modalities = modalities_to_check(student_folder, student)
+    num_others = num_calibration_images if target else 0
     chosen = ChosenImages({next(iter(modalities)): noise_images(student.image_size)})
-    num_checked, num_others = chosen.num_samples, num_calibration_images if target else 0
     if shards:
         chosen = choose_images(shards, student.image_size, num_images + num_others, seed, modalities)
-        num_checked = chosen.num_samples * num_images // (num_images + num_others)
+    num_checked = chosen.num_samples * num_images // (num_images + num_others) if shards else chosen.num_samples
     calibration = _calibration_images(student, chosen, num_checked) if target else None
     visual = student.model.visual
     tower, folded = UnitNorm(visual, head).eval(), UnitNorm(reparameterize_model(visual), head).eval()
@@ -111,10 +110,9 @@ def export_onnx(
     _check_agreements(agreements, labels, target, f"export {student_folder}")
     about = {"takes_rgb": RGB_MODALITY in modalities, "is_checked_with_noise": not shards}
     card = _card(student_folder, student, target, labels, agreements, **about)
-    num_bytes = write_file(model, card.to_metadata(), output)
     return ExportReport(
         output=output,
-        num_bytes=num_bytes,
+        num_bytes=write_file(model, card.to_metadata(), output),
         opset=opset,
         card=card,
         num_parameters=_num_parameters(folded),

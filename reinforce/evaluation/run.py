@@ -70,10 +70,7 @@ def evaluate_models(
     """
     console = console or Console(stderr=True)
     where = resolve_device(device)
-    num_cores = len(os.sched_getaffinity(0))
-    # A GPU leaves the cores to decoding; on a CPU the model is what takes long.
-    num_threads = threads or (1 if where.type == "cuda" else max(1, num_cores - 1))
-    torch.set_num_threads(num_threads)
+    num_decoders = _share_cores(where, threads)
     for name in models:
         check_model_name(name)
     evaluated = choose_modality(models, modality, modality_range)
@@ -95,7 +92,7 @@ def evaluate_models(
         evaluated,
         select=select,
         batch_size=batch_size,
-        workers=max(1, num_cores - num_threads),
+        workers=num_decoders,
         # Only another model would look at the images again.
         cache_bytes=CACHE_BYTES if len(models) > 1 else 0,
     )
@@ -104,6 +101,15 @@ def evaluate_models(
         with console.status(f"evaluating {name}"):
             results.append(_evaluate(name, where, prepared, evaluated, bank=bank, teacher=teacher, templates=templates))
     return results
+
+
+def _share_cores(where: torch.device, threads: int | None) -> int:
+    """Gives torch its threads; returns how many cores are left to decode."""
+    num_cores = len(os.sched_getaffinity(0))
+    # A GPU leaves the cores to decoding; on a CPU the model is what takes long.
+    num_threads = threads or (1 if where.type == "cuda" else max(1, num_cores - 1))
+    torch.set_num_threads(num_threads)
+    return max(1, num_cores - num_threads)
 
 
 def _evaluate(

@@ -93,6 +93,13 @@ def read_column(file: ShardFile, name: str, faults: FileFaults) -> pa.ChunkedArr
     return column
 
 
+def read_rows(file: ShardFile, schema: pa.Schema, faults: FileFaults) -> pa.Table | None:
+    """All rows of a file that should have this schema; None, and faults, if a column cannot be read."""
+    check_layout(file, schema, faults)
+    columns = {name: read_column(file, name, faults) for name in file.columns}
+    return None if any(column is None for column in columns.values()) else pa.table(columns)
+
+
 def check_keys(file: ShardFile, expected: list[str], faults: FileFaults) -> list[str] | None:
     """The keys of a file, if they are `expected`, which is those that its spine keeps, in their order."""
     column = read_column(file, "key", faults)

@@ -19,7 +19,7 @@ from reinforce.inspection.files import (
     check_keys,
     check_layout,
     compare_counts,
-    read_column,
+    read_rows,
 )
 from reinforce.inspection.footers import check_footer
 from reinforce.inspection.vectors import check_embeddings, check_nulls
@@ -51,11 +51,9 @@ def check_sentences(file: ShardFile, corpus: dict[str, Any], stem: str, faults: 
     expected = {"kind": "sentences", "corpus": corpus["corpus"], "stem": stem, "fingerprint": corpus["fingerprint"]}
     footer = check_footer(file, expected, list(SENTENCES_SCHEMA.names))
     check_fields(footer, _SENTENCES_FIELDS, faults)
-    check_layout(file, SENTENCES_SCHEMA, faults)
-    columns = {name: read_column(file, name, faults) for name in file.columns}
-    if any(column is None for column in columns.values()):
+    table = read_rows(file, SENTENCES_SCHEMA, faults)
+    if table is None:
         return None
-    table = pa.table(columns)
     keys = table.column("key").to_pylist()
     for name, what, is_fault in _faults_of_rows(table, corpus["content"]):
         faults.add_rows(what, np.flatnonzero(is_fault.fill_null(False)).tolist(), keys, name)

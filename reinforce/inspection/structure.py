@@ -22,6 +22,7 @@ from reinforce.inspection.files import (
     check_layout,
     compare_counts,
     read_column,
+    read_rows,
 )
 from reinforce.inspection.footers import check_footer
 from reinforce.inspection.spine_rows import faults_of_modality, faults_of_row
@@ -69,11 +70,9 @@ def check_spine(file: ShardFile, documents: Documents, stem: str, faults: FileFa
     expected = {"kind": "samples", "stem": stem, "fingerprint": documents.dataset["spine_fingerprint"]}
     footer = check_footer(file, expected, list(SPINE_SCHEMA.names))
     check_fields(footer, _SPINE_FIELDS, faults)
-    check_layout(file, SPINE_SCHEMA, faults)
-    columns = {name: read_column(file, name, faults) for name in file.columns}
-    if any(column is None for column in columns.values()):
+    table = read_rows(file, SPINE_SCHEMA, faults)
+    if table is None:
         return None
-    table = pa.table(columns)
     keys = table.column("key").to_pylist()
     seen: set[str] = set()
     rows_of: defaultdict[tuple[str, str], list[int]] = defaultdict(list)

@@ -5,7 +5,7 @@ recipe only narrows that. Every shard is checked, by one listing, to have all th
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,10 +113,7 @@ def plan_reading(
     teachers = _chosen("teachers", data.teachers, images) if uses_teachers else {}
     num_captions = _caption_sources(dataset, data, tuple(teachers)) if reads_captions else {}
     modalities = _modalities(dataset, data)
-    signals = [Signal("image", name) for name in teachers]
-    signals += [Signal("captions", name) for name in num_captions if name != ORIGINAL]
-    signals += [Signal("text", teacher, source) for teacher in teachers for source in num_captions]
-    signals += [Signal("modality", name) for name in modalities]
+    signals = _signals(teachers, num_captions, modalities)
     num_views = _num_views(data, images, teachers, dataset.stores_views)
     if data.views_per_decode > max(1, num_views):
         raise ConfigError(
@@ -146,6 +143,15 @@ def plan_reading(
         modalities=modalities,
         sentences=plan_sentences(dataset, data, teachers, seed=seed) if reads_sentences else None,
     )
+
+
+def _signals(teachers: Iterable[str], sources: Collection[str], modalities: Iterable[str]) -> list[Signal]:
+    """Those that a run reads of every shard."""
+    teachers = tuple(teachers)
+    signals = [Signal("image", name) for name in teachers]
+    signals += [Signal("captions", name) for name in sources if name != ORIGINAL]
+    signals += [Signal("text", teacher, source) for teacher in teachers for source in sources]
+    return signals + [Signal("modality", name) for name in modalities]
 
 
 def _modalities(dataset: Dataset, data: DataConfig) -> dict[str, ModalityConfig]:

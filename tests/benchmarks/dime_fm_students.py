@@ -28,8 +28,8 @@ from reinforce.demo.shards import write_scenes
 from tests.benchmarks.cifar10_labels import write_labelled
 from tests.benchmarks.cifar10_sentences import write_prompts
 from tests.benchmarks.clean_targets import write_with_clean_targets
-from tests.benchmarks.edgevl_students import Figures, Table, measure_all
-from tests.benchmarks.studies import SHARED, Job, Study, reinforce, show
+from tests.benchmarks.edgevl_students import Figures, Table, measure_all, print_figures
+from tests.benchmarks.studies import SHARED, Job, Study, reinforce
 
 NUM_SCENES = 2000
 NUM_FRESH_CROPS = 30
@@ -199,14 +199,6 @@ def run_cifar10(folder: Path, shared: Path, seeds: list[int], jobs: int, steps: 
     return part.measure(teacher, seeds, figures_of)
 
 
-def print_table(figures: Table) -> None:
-    columns = list(figures["teacher"][0])
-    print(f"\n| model | {' | '.join(f'{column}, %' for column in columns)} |\n|---|{'---|' * len(columns)}")
-    for name, of_seeds in figures.items():
-        cells = [show([of_seed[column] for of_seed in of_seeds]) for column in columns]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keep everything here, and go on with what is here")
@@ -227,7 +219,8 @@ def main() -> None:
                 figures = run_demo(place, seeds, arguments.jobs, arguments.steps)
             else:
                 figures = run_cifar10(place, arguments.shared.resolve(), seeds, arguments.jobs, arguments.steps)
-            print_table(figures)
+            print()
+            print_figures(figures, list(figures["teacher"][0]))
             (folder / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 

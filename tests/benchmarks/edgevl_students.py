@@ -228,8 +228,13 @@ def run_roadscene(folder: Path, shared: Path, starts: list[Path], seeds: list[in
 
 def print_recalls(figures: Table) -> None:
     columns = list(figures["teacher"][0])
-    titles = [f"{column.rpartition('_')[0].replace('_', ' ')} R@{column[-1]}, %" for column in columns]
-    print(f"| model | {' | '.join(titles)} |\n|---|{'---|' * len(columns)}")
+    print_figures(figures, [f"{column.rpartition('_')[0].replace('_', ' ')} R@{column[-1]}" for column in columns])
+
+
+def print_figures(figures: Table, titles: list[str]) -> None:
+    """A row for each model, a column for each figure, in per cent over the seeds."""
+    columns = list(figures["teacher"][0])
+    print(f"| model | {' | '.join(f'{title}, %' for title in titles)} |\n|---|{'---|' * len(columns)}")
     for name, of_seeds in figures.items():
         cells = [show([of_seed[column] for of_seed in of_seeds]) for column in columns]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
